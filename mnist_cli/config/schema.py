@@ -1,0 +1,349 @@
+"""The schema of a config: frozen, strict, complete. Adding a model or an optimizer adds a class here.
+
+Names are torch's own wherever torch has one, and mean what torch means by them. A section that has
+variants is chosen by its `name`; each variant lists its own settings, so a setting that belongs to
+another variant is an error and not a value that nothing reads.
+"""
+
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+# A seed is hashed together with what it is for, so any non-negative 63-bit integer is a good one.
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Positive = Annotated[int, Field(ge=1)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+NonNegative = Annotated[float, Field(ge=0)]
+LearningRate = Annotated[float, Field(gt=0, description="Learning rate.")]
+Interval = Annotated[
+    Literal["epoch", "step"], Field(description="What the schedule counts: epochs or steps.")
+]
+
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$"
+
+
+class Section(BaseModel):
+    """A part of a config: immutable, no unknown keys, no silent conversion, no NaN or infinity."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        strict=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+    )
+
+
+# ---------------------------------------------------------------------------------------- data
+
+
+class _Data(Section):
+    split: Literal["pooled", "holdout", "official"] = "pooled"
+    """`pooled`: all images shuffled, then 80/10/10 for train/val/test. `holdout`: the last official
+    training images validate. `official`: the official test set validates."""
+    seed: Seed = 0
+    """Seed of the `pooled` shuffle (and of the images, for `synthetic`). The same for every run of a
+    sweep, so that runs differ in what is compared and not in their data."""
+    batch_size: Positive = 64
+    """Images per training batch; the last batch of an epoch may be smaller."""
+    shuffle: bool = True
+    """Whether training images are shuffled anew each epoch."""
+    normalize: bool = True
+    """Whether pixels are scaled from 0..255 to 0..1."""
+
+
+class ImageData(_Data):
+    """A published data set of images."""
+
+    name: Literal["mnist", "fashion_mnist", "kmnist", "cifar10"] = "mnist"
+    """Which data set."""
+
+
+class SyntheticData(_Data):
+    """Small learnable images generated from `seed`, for tests and for work without data."""
+
+    name: Literal["synthetic"]
+    size: Annotated[int, Field(ge=70, le=1_000_000)] = 7000
+    """Images in all; six of seven are training images."""
+
+
+# --------------------------------------------------------------------------------------- model
+
+
+class LogisticModel(Section):
+    """Logistic (softmax) regression: one linear layer."""
+
+    name: Literal["logistic"]
+
+
+class MlpModel(Section):
+    """A multi-layer perceptron."""
+
+    name: Literal["mlp"]
+    depth: Positive = 2
+    """Number of linear layers."""
+    width: Positive = 32
+    """Units of the first hidden layer; each further one has half as many."""
+    hidden: Annotated[tuple[Positive, ...], Field(strict=False)] | None = None
+    """Hidden widths one by one, instead of `depth` and `width`."""
+    activation: Literal["relu", "sigmoid", "tanh"] = "relu"
+    """Nonlinearity after every hidden layer."""
+    dropout: Fraction = 0.0
+    """Probability of dropping a unit before the last linear layer."""
+
+    @model_validator(mode="after")
+    def _one_shape(self) -> Self:
+        if self.hidden is None:
+            if self.depth > 1 and self.width >> (self.depth - 2) < 1:
+                raise ValueError(
+                    f"width {self.width} halved for each of {self.depth - 1} hidden layers "
+                    "leaves none for the last"
+                )
+            return self
+        # `hidden` takes the place of the other two; said twice and differently, it is a mistake.
+        shape = {"depth": len(self.hidden) + 1}
+        if self.hidden:
+            shape["width"] = self.hidden[0]
+        for key, value in shape.items():
+            if key in self.model_fields_set and getattr(self, key) != value:
+                raise ValueError(
+                    f"hidden {list(self.hidden)} makes {key} {value}, "
+                    f"but {key} is {getattr(self, key)}; give one of the two"
+                )
+            object.__setattr__(self, key, value)
+        return self
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Units of each hidden layer, first to last."""
+        if self.hidden is not None:
+            return self.hidden
+        return tuple(self.width >> i for i in range(self.depth - 1))
+
+
+class CnnModel(Section):
+    """Three 3x3 convolutions of stride 2, ReLU after each, then the mean over the last map."""
+
+    name: Literal["cnn"]
+    channels: Annotated[tuple[Positive, Positive], Field(strict=False)] = (16, 16)
+    """Channels after the first and the second convolution; the third has one per class."""
+
+
+# ---------------------------------------------------------------------------------------- loss
+
+
+class LossConfig(Section):
+    """The loss of a batch."""
+
+    name: Literal["cross_entropy", "nll"]
+    """`cross_entropy` on logits, or `nll` on their log-softmax: the same numbers."""
+    reduction: Literal["mean", "sum"] = "mean"
+    """What the gradient is of: the mean over the batch or the sum. Reported losses are means."""
+
+
+# ----------------------------------------------------------------------------------- optimizer
+
+
+class SgdOptimizer(Section):
+    """`torch.optim.SGD`."""
+
+    name: Literal["sgd"]
+    lr: LearningRate = 1e-3
+    momentum: NonNegative = 0.0
+    dampening: float = 0.0
+    weight_decay: NonNegative = 0.0
+    nesterov: bool = False
+
+    @model_validator(mode="after")
+    def _nesterov_needs_momentum(self) -> Self:
+        if self.nesterov and (self.momentum <= 0 or self.dampening != 0):
+            raise ValueError("nesterov needs a momentum above 0 and a dampening of 0")
+        return self
+
+
+class _AdamLike(Section):
+    lr: LearningRate = 1e-3
+    betas: Annotated[tuple[Fraction, Fraction], Field(strict=False)] = (0.9, 0.999)
+    eps: NonNegative = 1e-8
+    weight_decay: NonNegative = 0.0
+    amsgrad: bool = False
+
+
+class AdamOptimizer(_AdamLike):
+    """`torch.optim.Adam`."""
+
+    name: Literal["adam"]
+
+
+class AdamWOptimizer(_AdamLike):
+    """`torch.optim.AdamW`."""
+
+    name: Literal["adamw"]
+    weight_decay: NonNegative = 1e-2
+
+
+class RmspropOptimizer(Section):
+    """`torch.optim.RMSprop`."""
+
+    name: Literal["rmsprop"]
+    lr: LearningRate = 1e-2
+    alpha: Fraction = 0.99
+    eps: NonNegative = 1e-8
+    weight_decay: NonNegative = 0.0
+    momentum: NonNegative = 0.0
+    centered: bool = False
+
+
+# ----------------------------------------------------------------------------------- scheduler
+
+
+class ConstantScheduler(Section):
+    """The learning rate stays as it is."""
+
+    name: Literal["constant"]
+
+
+class StepScheduler(Section):
+    """`torch.optim.lr_scheduler.StepLR`."""
+
+    name: Literal["step"]
+    step_size: Positive
+    gamma: NonNegative = 0.1
+    interval: Interval = "epoch"
+
+
+class MultiStepScheduler(Section):
+    """`torch.optim.lr_scheduler.MultiStepLR`."""
+
+    name: Literal["multistep"]
+    milestones: Annotated[tuple[Positive, ...], Field(strict=False, min_length=1)]
+    gamma: NonNegative = 0.1
+    interval: Interval = "epoch"
+
+
+class CosineScheduler(Section):
+    """`torch.optim.lr_scheduler.CosineAnnealingLR`."""
+
+    name: Literal["cosine"]
+    T_max: Positive
+    eta_min: NonNegative = 0.0
+    interval: Interval = "epoch"
+
+
+# --------------------------------------------------------------------------------------- train
+
+
+class TrainConfig(Section):
+    """How long, from which seed, and on what."""
+
+    epochs: Positive | None = None
+    """Passes over the training images (4, if neither this nor `steps` is given)."""
+    steps: Positive | None = None
+    """Batches, instead of `epochs`."""
+    seed: Seed = 0
+    """Seed of the initial weights, the order of batches and dropout."""
+    precision: Literal["fp32", "fp64"] = "fp32"
+    """Floating-point type of weights and activations."""
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d{1,3})?)$")] = "auto"
+    """`auto` takes a GPU when there is one; else `cpu`, `cuda`, `cuda:N` or `mps`."""
+
+    @model_validator(mode="after")
+    def _epochs_or_steps(self) -> Self:
+        if self.epochs is not None and self.steps is not None:
+            raise ValueError("epochs and steps are both given; set one of them to null")
+        if self.epochs is None and self.steps is None:
+            object.__setattr__(self, "epochs", 4)
+        return self
+
+
+# ----------------------------------------------------------------------------------- reference
+
+Metric = Literal[
+    "train/loss", "train/acc", "val/loss", "val/acc", "test/loss", "test/acc"
+]
+Published = dict[Metric, float | Annotated[tuple[float, ...], Field(strict=False)]]
+
+
+class ReferenceRun(Section):
+    """The published figures of one run: a number is the last epoch's, a list has one per epoch."""
+
+    when: dict[str, Any] = Field(default_factory=dict)
+    """Settings by which a run is recognised as this one, e.g. {optimizer.lr: 1e-3}."""
+    figures: Published
+    tolerance: dict[Metric, NonNegative] | None = None
+    """How far a measured figure may lie from the published one, if not as in the whole reference.
+    An empty mapping: the figures are shown and not judged."""
+
+
+class Reference(Section):
+    """Figures somebody published for this experiment, shown beside the measured ones."""
+
+    source: str
+    """Where the figures come from."""
+    tolerance: dict[Metric, NonNegative] = Field(default_factory=dict)
+    """How far a measured figure may lie from the published one (absolute)."""
+    runs: Annotated[tuple[ReferenceRun, ...], Field(strict=False)] = ()
+    best: Published = Field(default_factory=dict)
+    """Figures of the sweep's winner."""
+
+
+# --------------------------------------------------------------------------------------- whole
+
+
+def _named(default: str) -> BeforeValidator:
+    """Lets a section be its bare name (`model: logistic`), and gives a section without one its name."""
+
+    def fill(value: Any) -> Any:
+        if isinstance(value, str):
+            return {"name": value}
+        if isinstance(value, dict):
+            return {"name": default, **value}
+        return value
+
+    return BeforeValidator(fill)
+
+
+DataConfig = Annotated[ImageData | SyntheticData, Field(discriminator="name"), _named("mnist")]
+ModelConfig = Annotated[
+    LogisticModel | MlpModel | CnnModel, Field(discriminator="name"), _named("mlp")
+]
+OptimizerConfig = Annotated[
+    SgdOptimizer | AdamOptimizer | AdamWOptimizer | RmspropOptimizer,
+    Field(discriminator="name"),
+    _named("adam"),
+]
+SchedulerConfig = Annotated[
+    ConstantScheduler | StepScheduler | MultiStepScheduler | CosineScheduler,
+    Field(discriminator="name"),
+    _named("constant"),
+]
+
+
+class Config(Section):
+    """One whole experiment."""
+
+    name: Annotated[str, Field(pattern=NAME_PATTERN)] | None = None
+    """What its runs are called (the file's name, if not given)."""
+    data: DataConfig = ImageData()
+    model: ModelConfig = MlpModel(name="mlp")
+    loss: Annotated[LossConfig, _named("cross_entropy")] = LossConfig(name="cross_entropy")
+    optimizer: OptimizerConfig = AdamOptimizer(name="adam")
+    scheduler: SchedulerConfig = ConstantScheduler(name="constant")
+    train: TrainConfig = TrainConfig()
+    sweep: dict[str, Annotated[tuple[Any, ...], Field(strict=False, min_length=1)]] = Field(
+        default_factory=dict
+    )
+    """Dotted settings and the values each takes; `mnist sweep` runs every combination."""
+    reference: Reference | None = None
+
+    def resolved(self) -> dict[str, Any]:
+        """The config as plain values, defaults filled in: itself a config that means the same."""
+        return self.model_dump(mode="json", exclude_none=True)
+
+    def settings(self) -> Iterator[tuple[str, Any]]:
+        """Every setting of the experiment as (dotted key, value), in the order of the schema."""
+        for section, values in self.resolved().items():
+            if section in ("data", "model", "loss", "optimizer", "scheduler", "train"):
+                for key, value in values.items():
+                    yield f"{section}.{key}", value
