@@ -1,4 +1,4 @@
-"""The schema of a config: frozen, strict, complete. Adding a model or an optimizer adds a class here.
+"""The schema of a config: frozen, strict, complete. A new model or optimizer is a new class here.
 
 Names are torch's own wherever torch has one, and mean what torch means by them. A section that has
 variants is chosen by its `name`; each variant lists its own settings, so a setting that belongs to
@@ -6,9 +6,17 @@ another variant is an error and not a value that nothing reads.
 """
 
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    model_validator,
+)
 
 # A seed is hashed together with what it is for, so any non-negative 63-bit integer is a good one.
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
@@ -21,6 +29,10 @@ Interval = Annotated[
 ]
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$"
+DEVICE_PATTERN = r"^(auto|cpu|cuda(:\d{1,3})?)$"
+
+# The sections that hold the settings of an experiment; the rest of a config is about them.
+SECTIONS = ("data", "model", "loss", "optimizer", "scheduler", "train")
 
 
 class Section(BaseModel):
@@ -39,12 +51,13 @@ class Section(BaseModel):
 
 
 class _Data(Section):
+    name: str
     split: Literal["pooled", "holdout", "official"] = "pooled"
     """`pooled`: all images shuffled, then 80/10/10 for train/val/test. `holdout`: the last official
     training images validate. `official`: the official test set validates."""
     seed: Seed = 0
-    """Seed of the `pooled` shuffle (and of the images, for `synthetic`). The same for every run of a
-    sweep, so that runs differ in what is compared and not in their data."""
+    """Seed of the `pooled` shuffle (and of the images, for `synthetic`). The same for every run of
+    a sweep, so that runs differ in what is compared and not in their data."""
     batch_size: Positive = 64
     """Images per training batch; the last batch of an epoch may be smaller."""
     shuffle: bool = True
@@ -163,6 +176,7 @@ class SgdOptimizer(Section):
 
 
 class _AdamLike(Section):
+    name: str
     lr: LearningRate = 1e-3
     betas: Annotated[tuple[Fraction, Fraction], Field(strict=False)] = (0.9, 0.999)
     eps: NonNegative = 1e-8
@@ -245,8 +259,8 @@ class TrainConfig(Section):
     """Seed of the initial weights, the order of batches and dropout."""
     precision: Literal["fp32", "fp64"] = "fp32"
     """Floating-point type of weights and activations."""
-    device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d{1,3})?)$")] = "auto"
-    """`auto` takes a GPU when there is one; else `cpu`, `cuda`, `cuda:N` or `mps`."""
+    device: Annotated[str, Field(pattern=DEVICE_PATTERN)] = "auto"
+    """`auto` takes a GPU when there is one; else `cpu`, `cuda` or `cuda:N`."""
 
     @model_validator(mode="after")
     def _epochs_or_steps(self) -> Self:
@@ -259,10 +273,13 @@ class TrainConfig(Section):
 
 # ----------------------------------------------------------------------------------- reference
 
-Metric = Literal[
-    "train/loss", "train/acc", "val/loss", "val/acc", "test/loss", "test/acc"
+Metric = Literal["train/loss", "train/acc", "val/loss", "val/acc", "test/loss", "test/acc"]
+Figure = Annotated[
+    Annotated[float, Tag("last")]
+    | Annotated[tuple[float, ...], Field(strict=False, min_length=1), Tag("each")],
+    Discriminator(lambda figure: "each" if isinstance(figure, list | tuple) else "last"),
 ]
-Published = dict[Metric, float | Annotated[tuple[float, ...], Field(strict=False)]]
+Published = dict[Metric, Figure]
 
 
 class ReferenceRun(Section):
@@ -292,7 +309,7 @@ class Reference(Section):
 
 
 def _named(default: str) -> BeforeValidator:
-    """Lets a section be its bare name (`model: logistic`), and gives a section without one its name."""
+    """Lets a section be its bare name (`model: logistic`), and names a section that has no name."""
 
     def fill(value: Any) -> Any:
         if isinstance(value, str):
@@ -344,6 +361,16 @@ class Config(Section):
     def settings(self) -> Iterator[tuple[str, Any]]:
         """Every setting of the experiment as (dotted key, value), in the order of the schema."""
         for section, values in self.resolved().items():
-            if section in ("data", "model", "loss", "optimizer", "scheduler", "train"):
+            if section in SECTIONS:
                 for key, value in values.items():
                     yield f"{section}.{key}", value
+
+
+def variants(section: str) -> dict[str, type[Section]]:
+    """What a section of an experiment may be: classes by name (`train` has no name: one, by "")."""
+    annotation = Config.model_fields[section].annotation
+    kinds: dict[str, type[Section]] = {}
+    for kind in get_args(annotation) or (annotation,):
+        name = kind.model_fields.get("name")
+        kinds |= dict.fromkeys(get_args(name.annotation) if name else ("",), kind)
+    return kinds

@@ -1,0 +1,162 @@
+"""A data set in memory: uint8 images on the device, split in three, batches by index."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mnist_cli.config.schema import ImageData, SyntheticData
+from mnist_cli.data.catalog import DATASETS
+from mnist_cli.data.prepared import Arrays, prepare
+from mnist_cli.seeds import derive
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images and their labels, in a fixed order.
+
+    Attributes:
+        images: uint8, shape (n, channels, height, width).
+        labels: int64, shape (n,).
+        scale: what a pixel is divided by when a batch is made (255 or 1).
+    """
+
+    images: Tensor
+    labels: Tensor
+    scale: float
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def batch(self, index: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """The images and labels at some places, scaled.
+
+        Args:
+            index: int64, shape (G, batch): one row for each replica, or one row for all.
+            dtype: floating-point type of the images.
+
+        Returns:
+            Images (G, batch, channels, height, width) and labels (G, batch).
+        """
+        places = index.flatten()
+        images = self.images.index_select(0, places).view(*index.shape, *self.images.shape[1:])
+        labels = self.labels.index_select(0, places).view(index.shape)
+        return images.to(dtype).div_(self.scale), labels
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """The three splits of one data set, on one device.
+
+    Attributes:
+        name: as in the config.
+        classes: the name of each class.
+        sha256: sum of the images and labels that the splits were made from.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    sha256: str
+    train: Split
+    val: Split
+    test: Split
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of one image."""
+        channels, height, width = self.train.images.shape[1:]
+        return channels, height, width
+
+
+def load(
+    config: ImageData | SyntheticData, device: torch.device, report: Callable[[str], None]
+) -> Dataset:
+    """The data set of a config, fetched first if it has to be.
+
+    Args:
+        config: the data section.
+        device: where the images shall lie.
+        report: takes a sentence about what is being fetched.
+
+    Raises:
+        DataError: it is missing and cannot be fetched, or is not what it should be.
+    """
+    if isinstance(config, SyntheticData):
+        classes, holdout = tuple("0123456789"), config.size // 7
+        arrays = synthesize(config.size, config.seed)
+    else:
+        spec = DATASETS[config.name]
+        classes, holdout = spec.classes, spec.holdout
+        arrays = prepare(config.name, report=report)
+    splits = {
+        name: Split(
+            torch.from_numpy(images).to(device),
+            torch.from_numpy(labels.astype(np.int64)).to(device),
+            scale=255 if config.normalize else 1,
+        )
+        for name, (images, labels) in _split(arrays, config, holdout).items()
+    }
+    return Dataset(name=config.name, classes=classes, sha256=arrays.sha256, **splits)
+
+
+def epoch_order(seed: int, epoch: int, images: int, shuffle: bool) -> Tensor:
+    """The order in which one epoch visits the training images: a pure function of its arguments.
+
+    Returns:
+        A permutation of 0..images-1, int64, on the CPU, whatever device trains.
+    """
+    if not shuffle:
+        return torch.arange(images)
+    generator = torch.Generator().manual_seed(derive(seed, "order", epoch))
+    return torch.randperm(images, generator=generator)
+
+
+def synthesize(size: int, seed: int) -> Arrays:
+    """Ten smooth random shapes, each shifted, dimmed and covered with noise: small and learnable.
+
+    Args:
+        size: images in all; six of seven are training images.
+        seed: the images are a function of it.
+    """
+    random = np.random.default_rng(derive(seed, "synthetic"))
+    coarse = random.random((10, 7, 7)) ** 2
+    shapes = np.kron(coarse, np.ones((4, 4)))  # (10, 28, 28)
+    labels = random.integers(0, 10, size)
+    shifts = random.integers(-3, 4, (size, 2))
+    images = np.empty((size, 1, 28, 28), np.uint8)
+    for place, (label, shift) in enumerate(zip(labels, shifts, strict=True)):
+        shape = np.roll(shapes[label], shift, axis=(0, 1)) * random.uniform(0.5, 1.0)
+        noisy = shape + random.normal(0, 0.15, (28, 28))
+        images[place, 0] = (noisy.clip(0, 1) * 255).astype(np.uint8)
+    train = size - size // 7
+    labels = labels.astype(np.uint8)
+    return Arrays(images[:train], labels[:train], images[train:], labels[train:])
+
+
+def _split(
+    arrays: Arrays, config: ImageData | SyntheticData, holdout: int
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Images and labels of each split, by name; what a split means is said in the schema."""
+    train = arrays.train_images, arrays.train_labels
+    test = arrays.test_images, arrays.test_labels
+    if config.split == "official":
+        return {"train": train, "val": test, "test": test}
+    if config.split == "holdout":
+        kept = len(train[1]) - holdout
+        return {
+            "train": (train[0][:kept], train[1][:kept]),
+            "val": (train[0][kept:], train[1][kept:]),
+            "test": test,
+        }
+    images = np.concatenate([train[0], test[0]])
+    labels = np.concatenate([train[1], test[1]])
+    tenth = len(labels) // 10
+    order = np.random.default_rng(derive(config.seed, "split")).permutation(len(labels))
+    parts = {
+        "train": order[: -2 * tenth],
+        "val": order[-2 * tenth : -tenth],
+        "test": order[-tenth:],
+    }
+    return {name: (images[part], labels[part]) for name, part in parts.items()}

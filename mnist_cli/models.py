@@ -1,0 +1,143 @@
+"""The models: ordinary modules of one run, and one dict from name to class.
+
+A model takes images of shape (batch, channels, height, width) and returns logits of shape
+(batch, classes). It knows nothing of stacks, devices or training. To add one, write the module, put it
+into `MODELS`, and give its settings a class in `config/schema.py`.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mnist_cli.config.schema import CnnModel, LogisticModel, MlpModel
+from mnist_cli.seeds import derive
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "sigmoid": nn.Sigmoid, "tanh": nn.Tanh}
+
+Shape = tuple[int, int, int]  # (channels, height, width) of one image
+
+
+class Logistic(nn.Sequential):
+    """Softmax regression: one linear layer on the pixels."""
+
+    def __init__(self, config: LogisticModel, shape: Shape, classes: int) -> None:  # noqa: ARG002
+        super().__init__(nn.Flatten(), nn.Linear(_size(shape), classes))
+
+
+class Mlp(nn.Sequential):
+    """Linear layers with a nonlinearity between them, and dropout before the last."""
+
+    def __init__(self, config: MlpModel, shape: Shape, classes: int) -> None:
+        layers: list[nn.Module] = [nn.Flatten()]
+        inputs = _size(shape)
+        for units in config.widths:
+            layers += [nn.Linear(inputs, units), ACTIVATIONS[config.activation]()]
+            inputs = units
+        if config.dropout > 0:
+            layers.append(Dropout(config.dropout))
+        super().__init__(*layers, nn.Linear(inputs, classes))
+
+
+class Cnn(nn.Module):
+    """Three 3x3 convolutions of stride 2, ReLU after each, then the mean over the last map."""
+
+    def __init__(self, config: CnnModel, shape: Shape, classes: int) -> None:
+        super().__init__()
+        first, second = config.channels
+        self.conv1 = nn.Conv2d(shape[0], first, kernel_size=3, stride=2, padding=1)
+        self.conv2 = nn.Conv2d(first, second, kernel_size=3, stride=2, padding=1)
+        self.conv3 = nn.Conv2d(second, classes, kernel_size=3, stride=2, padding=1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (batch, channels, height, width) to logits (batch, classes)."""
+        x = F.relu(self.conv1(images))  # (batch, 16, 14, 14) for MNIST
+        x = F.relu(self.conv2(x))  # (batch, 16, 7, 7)
+        x = F.relu(self.conv3(x))  # (batch, classes, 4, 4)
+        return x.mean(dim=(2, 3))
+
+
+MODELS: dict[str, Callable[[Any, Shape, int], nn.Module]] = {
+    "logistic": Logistic,
+    "mlp": Mlp,
+    "cnn": Cnn,
+}
+
+
+def build(
+    config: LogisticModel | MlpModel | CnnModel, shape: Shape, classes: int, seed: int
+) -> nn.Module:
+    """A model in float32 on the CPU, its initial weights a function of the seed alone.
+
+    torch initialises from its global generator, which is put back as it was.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive(seed, "weights"))
+        model = MODELS[config.name](config, shape, classes)
+    for number, layer in enumerate(dropouts(model)):
+        layer.seed.fill_(derive(seed, "dropout", number))
+    return model
+
+
+def count_parameters(model: nn.Module) -> int:
+    """How many numbers the model learns."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+class Dropout(nn.Module):
+    """Inverted dropout whose mask is a pure function of (seed, step, position in the batch).
+
+    `nn.Dropout` draws from a global generator, so a run inside a stack, or a resumed one, would drop
+    other units than the same run alone. Here the mask is a hash, computed where the activations are.
+    `step` must be set before each training step; nothing else moves it.
+    """
+
+    seed: Tensor
+    step: Tensor
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.p = p
+        # Not persistent: the state dict stays that of the plain architecture.
+        self.register_buffer("seed", torch.zeros((), dtype=torch.int64), persistent=False)
+        self.register_buffer("step", torch.zeros((), dtype=torch.int64), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Drops each element with probability `p` and scales the rest by 1 / (1 - p)."""
+        if not self.training:
+            return x
+        position = torch.arange(x.numel(), device=x.device).view(x.shape)
+        bits = _hash32(position + (self.seed & _MASK32))
+        bits = _hash32(bits ^ (self.seed >> 32) ^ (self.step << 1))
+        keep = _hash32(bits + self.step) >= round(self.p * 2**32)
+        return x * keep / (1 - self.p)
+
+    def extra_repr(self) -> str:
+        """As `nn.Dropout` shows itself."""
+        return f"p={self.p}"
+
+
+def dropouts(model: nn.Module) -> list[Dropout]:
+    """The dropout layers of a model, in order."""
+    return [layer for layer in model.modules() if isinstance(layer, Dropout)]
+
+
+_MASK32 = 0xFFFFFFFF
+
+
+def _hash32(x: Tensor) -> Tensor:
+    """A 32-bit integer hash, element by element, in the low half of int64 (torch has no uint32 arithmetic).
+
+    The constants are those of Chris Wellons' `lowbias32`, found by search for a low avalanche bias.
+    """
+    x = x & _MASK32
+    x = ((x ^ (x >> 16)) * 0x7FEB352D) & _MASK32
+    x = ((x ^ (x >> 15)) * 0x846CA68B) & _MASK32
+    return x ^ (x >> 16)
+
+
+def _size(shape: Shape) -> int:
+    channels, height, width = shape
+    return channels * height * width

@@ -1,0 +1,329 @@
+"""Records in, tables and lines out: everything a person reads, and nothing that computes.
+
+Accuracies are fractions in every file and per cent on every screen.
+"""
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from statistics import fmean, stdev
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from rich import box
+from rich.console import RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from mnist_cli.config import Config, MlpModel, Reference
+from mnist_cli.store import RunDirectory
+
+if TYPE_CHECKING:
+    from mnist_cli.sweep import Trial
+
+Record = Mapping[str, Any]
+
+METRICS = {
+    "train/loss": "train loss",
+    "train/acc": "train acc",
+    "val/loss": "val loss",
+    "val/acc": "val acc",
+    "test/loss": "test loss",
+    "test/acc": "test acc",
+}
+
+
+def table(*columns: str, title: str | None = None) -> Table:
+    """An empty table in the style of all of them."""
+    made = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", title_style="bold")
+    for column in columns:
+        # A leading ">" means numbers, which line up on the right.
+        made.add_column(column.lstrip(">"), justify="right" if column.startswith(">") else "left")
+    return made
+
+
+def value(number: Any) -> str:
+    """A setting as one would type it: 0.001, 1e-05, adam, [50, 100]."""
+    if number is None:
+        return "-"
+    return f"{number:g}" if isinstance(number, float) else str(number)
+
+
+def percent(fraction: float | None, digits: int = 2) -> str:
+    """A fraction as per cent; `-` for none."""
+    if fraction is None or not math.isfinite(fraction):
+        return "-"
+    return f"{100 * fraction:.{digits}f} %"
+
+
+def loss(number: float | None) -> str:
+    """A loss with four digits; `-` for none."""
+    return "-" if number is None or not math.isfinite(number) else f"{number:.4f}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them: 0.52 s, 3 min 20 s, 1 h 05 min."""
+    if seconds < 60:
+        return f"{seconds:.2f} s" if seconds < 10 else f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def axis_name(key: str) -> str:
+    """A dotted setting as people call it: lr, depth, seed, optimizer."""
+    section, _, setting = key.partition(".")
+    if setting == "name":
+        return section
+    return "data seed" if key == "data.seed" else setting or section
+
+
+def settings(pairs: Mapping[str, Any]) -> str:
+    """Settings in one phrase: `lr 0.001, seed 3`."""
+    return ", ".join(f"{axis_name(key)} {value(item)}" for key, item in pairs.items())
+
+
+def epoch_line(record: Record, epochs: int) -> str:
+    """One epoch of one run."""
+    width = len(str(epochs))
+    return (
+        f"epoch {record['epoch']:>{width}}/{epochs}"
+        f"   train loss {loss(record['train/loss'])}  acc {percent(record['train/acc'])}"
+        f"   val loss {loss(record['val/loss'])}  acc {percent(record['val/acc'])}"
+        f"   lr {value(record['lr'])}"
+        f"   {duration(record['time/epoch_s'] + record['time/eval_s'])}"
+    )
+
+
+def stack_line(records: Sequence[Record | None], labels: Sequence[str], epochs: int) -> str:
+    """One epoch of many runs: each one's validation accuracy, or when they are many the spread."""
+    alive = [(r, label) for r, label in zip(records, labels, strict=True) if r is not None]
+    accuracies = [record["val/acc"] for record, _ in alive]
+    first = alive[0][0]
+    took = duration(first["time/epoch_s"] + first["time/eval_s"])
+    if len(alive) <= 5:
+        told = "   ".join(f"{label}: {percent(r['val/acc'])}" for r, label in alive)
+    else:
+        top = max(range(len(alive)), key=accuracies.__getitem__)
+        told = (
+            f"{len(alive)} runs from {percent(min(accuracies))} "
+            f"to {percent(max(accuracies))} ({alive[top][1]})"
+        )
+    return f"epoch {first['epoch']:>{len(str(epochs))}}/{epochs}   val acc   {told}   {took}"
+
+
+def ranking_table(trials: Sequence[Record], order: Iterable[int], axes: Sequence[str]) -> Table:
+    """The runs of a sweep, best first, the winner marked.
+
+    Args:
+        trials: as in the sweep's summary, in the order asked for.
+        order: their indices, best first.
+        axes: the swept settings.
+    """
+    made = table("", *(f">{axis_name(axis)}" for axis in axes), ">val acc", ">val loss", "status", "run")
+    for place, index in enumerate(order):
+        trial = trials[index]
+        won = place == 0 and trial["val/acc"] is not None
+        made.add_row(
+            "★" if won else "",
+            *(value(trial[axis]) for axis in axes),
+            percent(trial["val/acc"]),
+            loss(trial["val/loss"]),
+            trial["status"],
+            trial["run"],
+            style="bold green" if won else None,
+        )
+    return made
+
+
+def reference_table(
+    reference: Reference,
+    runs: Sequence[tuple[Mapping[str, Any], Sequence[Record]]],
+    best: Mapping[str, float] | None = None,
+) -> Table | None:
+    """Published figures beside the measured ones.
+
+    Args:
+        reference: the published figures.
+        runs: of each run its settings by dotted key and its records.
+        best: what was measured of the sweep's winner.
+
+    Returns:
+        A row for each published figure of which something was measured; None without any.
+    """
+    made = table("run", "figure", ">published", ">measured", ">difference", "within tolerance")
+    for published in reference.runs:
+        when = published.when
+        matching = [
+            records
+            for own, records in runs
+            if records and all(own.get(key) == item for key, item in when.items())
+        ]
+        tolerance = reference.tolerance if published.tolerance is None else published.tolerance
+        for metric, figure in published.figures.items():
+            measured = [[record[metric] for record in records] for records in matching]
+            _compare(made, settings(when), metric, figure, measured, tolerance.get(metric))
+    for metric, figure in reference.best.items():
+        if best and metric in best:
+            allowed = reference.tolerance.get(metric)
+            _compare(made, "the winner", metric, figure, [[best[metric]]], allowed)
+    return made if made.row_count else None
+
+
+def _compare(
+    made: Table,
+    label: str,
+    metric: str,
+    published: float | tuple[float, ...],
+    measured: list[list[float]],
+    tolerance: float | None,
+) -> None:
+    """Adds the row of one figure; what is judged is its last epoch, over the runs that match."""
+    lasts = [run[-1] for run in measured if run[-1] is not None and math.isfinite(run[-1])]
+    if not lasts:
+        return
+    show = (lambda x: percent(x, 1)) if metric.endswith("acc") else (lambda x: f"{x:.3f}")
+    if isinstance(published, tuple):
+        told = " ".join(show(figure) for figure in published)
+        if len(measured) == 1:
+            found = " ".join(show(figure) for figure in measured[0])
+        else:
+            found = f"ends at {show(fmean(lasts))}"
+        final = published[-1]
+    else:
+        told, found, final = show(published), show(fmean(lasts)), published
+    if len(lasts) > 1:
+        found += f" ± {show(stdev(lasts))} (n={len(lasts)})"
+    difference = fmean(lasts) - final
+    # The difference of two percentages is in percentage points.
+    show = (lambda x: f"{100 * x:.1f} pp") if metric.endswith("acc") else show
+    shown = ("+" if difference >= 0 else "") + show(difference)
+    if tolerance is None:
+        verdict = Text("not judged", style="dim")
+    elif abs(difference) <= tolerance:
+        verdict = Text(f"yes, ±{show(tolerance)}", style="green")
+    else:
+        verdict = Text(f"NO, ±{show(tolerance)}", style="red")
+    made.add_row(label, METRICS[metric], told, found, shown, verdict)
+
+
+def experiment(config: Config) -> str:
+    """A config in one line."""
+    model, data, optimizer = config.model, config.data, config.optimizer
+    shape = {key: item for key, item in model.model_dump().items() if key != "name"}
+    if isinstance(model, MlpModel):
+        inner = "-".join(str(units) for units in model.widths)
+        shape = {"hidden": inner or "none", "activation": model.activation}
+        shape |= {"dropout": model.dropout} if model.dropout else {}
+    length = f"{config.train.epochs} epochs" if config.train.epochs else f"{config.train.steps} steps"
+    swept = config.sweep.get("optimizer.lr")
+    rate = f"lr {value(optimizer.lr)}" if swept is None else f"{len(swept)} learning rates"
+    parts = [
+        model.name + (f" ({settings(shape)})" if shape else ""),
+        f"{data.name} {data.split}",
+        f"{optimizer.name} {rate}",
+        f"batch {data.batch_size}",
+        length,
+    ]
+    return ", ".join(parts)
+
+
+def plan_table(
+    stacks: "Sequence[Sequence[Trial]]", axes: Sequence[str], separators: Sequence[str]
+) -> Table:
+    """The runs of a sweep and how they are grouped, before anything runs."""
+    runs = sum(len(stack) for stack in stacks)
+    why = f"; {', '.join(separators)} cannot differ inside one" if separators else ""
+    title = f"{runs} runs in {len(stacks)} stack{'s' * (len(stacks) > 1)}{why}"
+    made = table(">run", ">stack", *(f">{axis_name(axis)}" for axis in axes), title=title)
+    numbered = [(trial, number) for number, stack in enumerate(stacks, 1) for trial in stack]
+    for trial, number in sorted(numbered, key=lambda pair: pair[0].index):
+        cells = (value(trial.settings[axis]) for axis in axes)
+        made.add_row(f"{trial.index:03d}", str(number), *cells)
+    return made
+
+
+def runs_table(found: Sequence[tuple[RunDirectory, Record, Record]]) -> Table:
+    """The runs there are: folder, meta and summary of each."""
+    made = table("run", "status", "started", ">epochs", ">best val acc", ">test acc", ">took")
+    for run, meta, summary in found:
+        best = summary.get("best") or {}
+        trials = summary.get("trials")
+        made.add_row(
+            run.name,
+            str(meta.get("status", "unknown")),
+            str(meta.get("started", ""))[:16].replace("T", " "),
+            f"{len(trials)} runs" if trials is not None else str(summary.get("epochs", "-")),
+            percent(best.get("val/acc")),
+            percent(best.get("test/acc")),
+            duration(summary["seconds"]) if "seconds" in summary else "-",
+        )
+    return made
+
+
+def run_page(run: RunDirectory) -> Iterator[RenderableType]:
+    """All there is to say of one run or sweep, part by part."""
+    meta, summary = run.meta(), run.summary()
+    facts = {
+        "run": run.name,
+        "status": meta.get("status", "unknown"),
+        "error": meta.get("error"),
+        "started": meta.get("started"),
+        "took": duration(summary["seconds"]) if "seconds" in summary else None,
+        "device": meta.get("device"),
+        "versions": settings(meta.get("versions") or {}),
+        "git": meta.get("git"),
+        "folder": run.path,
+    }
+    yield "\n".join(f"{key:<9}{item}" for key, item in facts.items() if item)
+    if trials := summary.get("trials"):
+        fixed = ("run", "status", "val/loss", "val/acc")
+        axes = [key for key in trials[0] if key not in fixed]
+        order = sorted(
+            range(len(trials)),
+            key=lambda i: (-(trials[i]["val/acc"] or -1), trials[i]["val/loss"] or 0),
+        )
+        yield ranking_table(trials, order, axes)
+    if records := run.metrics():
+        made = table(">epoch", ">train loss", ">train acc", ">val loss", ">val acc", ">lr", ">took")
+        best = (summary.get("best") or {}).get("epoch")
+        for record in records:
+            made.add_row(
+                str(record["epoch"]),
+                loss(record["train/loss"]),
+                percent(record["train/acc"]),
+                loss(record["val/loss"]),
+                percent(record["val/acc"]),
+                value(record["lr"]),
+                duration(record["time/epoch_s"] + record["time/eval_s"]),
+                style="bold green" if record["epoch"] == best else None,
+            )
+        yield made
+    if summary.get("checkpoint"):
+        yield f"to evaluate it: mnist eval --checkpoint {summary['checkpoint']}"
+
+
+def image_row(images: np.ndarray, labels: Sequence[str], width: int) -> Text:
+    """Images side by side in half-block characters, two pixels of height in each.
+
+    Args:
+        images: uint8, shape (n, channels, height, width).
+        labels: n words.
+        width: columns of the terminal; images that do not fit are left out.
+    """
+    shown = max(1, min(len(images), width // (images.shape[3] + 1)))
+    text = Text()
+    for label in labels[:shown]:
+        text.append(f"{label:<{images.shape[3] + 1}}")
+    for y in range(0, images.shape[2] - 1, 2):
+        text.append("\n")
+        for image in images[:shown]:
+            for upper, lower in zip(image[:, y].T, image[:, y + 1].T, strict=True):
+                text.append("▀", style=f"rgb({_rgb(upper)}) on rgb({_rgb(lower)})")
+            text.append(" ")
+    return text
+
+
+def _rgb(pixel: np.ndarray) -> str:
+    """A grey or colour pixel as `red,green,blue`."""
+    return ",".join(str(channel) for channel in (pixel if len(pixel) == 3 else np.repeat(pixel, 3)))

@@ -1,0 +1,258 @@
+"""The runs directory: run and sweep folders, their files, and reading them back.
+
+A folder is the whole of a run: what it was asked, where it ran, what was measured, its weights.
+"""
+
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from mnist_cli import __version__, files
+from mnist_cli.errors import UsageError
+
+SCHEMA = 1  # of meta.json and summary.json
+Status = Literal["running", "finished", "diverged", "failed", "interrupted"]
+
+
+def runs_root(given: Path | None) -> Path:
+    """The runs directory: the one given, else `$MNIST_RUNS_DIR`, else `./runs`."""
+    return given or Path(os.environ.get("MNIST_RUNS_DIR") or "runs")
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """The folder of one run, for writing while it goes on and for reading at any time.
+
+    Attributes:
+        path: the folder.
+    """
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        """What the run is called: its folder, and for a run of a sweep its folder in the sweep's."""
+        if self.path.parent.name == "trials":
+            return "/".join(self.path.parts[-3:])
+        return self.path.name
+
+    @property
+    def best(self) -> Path:
+        """The checkpoint of the best epoch so far."""
+        return self.path / "best.pt"
+
+    @property
+    def last(self) -> Path:
+        """The checkpoint of the last finished epoch, with what continuing needs."""
+        return self.path / "last.pt"
+
+    @property
+    def plots(self) -> Path:
+        """Where its pictures are."""
+        return self.path / "plots"
+
+    def write_config(self, text: str, name: str = "config.yaml") -> None:
+        """Saves the resolved config."""
+        files.replace(self.path / name, text.encode())
+
+    def write_meta(self, meta: Mapping[str, Any]) -> None:
+        """Saves where and how the run goes on, in place of what was said before."""
+        files.replace(self.path / "meta.json", _json(meta))
+
+    def write_summary(self, summary: Mapping[str, Any]) -> None:
+        """Saves what came of it."""
+        files.replace(self.path / "summary.json", _json(summary))
+
+    def append_metrics(self, record: Mapping[str, Any]) -> None:
+        """Adds one epoch's record; what is not finite becomes null, which JSON can say."""
+        files.append(self.path / "metrics.jsonl", json.dumps(finite(record)).encode() + b"\n")
+
+    def config_text(self) -> str:
+        """The resolved config.
+
+        Raises:
+            UsageError: the folder has none.
+        """
+        path = self.path / "config.yaml"
+        try:
+            return path.read_text()
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(f"{path}: cannot be read: {error}") from error
+
+    def meta(self) -> dict[str, Any]:
+        """What `write_meta` saved; empty when there is none to read."""
+        return _read_json(self.path / "meta.json")
+
+    def summary(self) -> dict[str, Any]:
+        """What `write_summary` saved; empty when there is none to read."""
+        return _read_json(self.path / "summary.json")
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """One record per epoch; a last line that was cut off is not one."""
+        try:
+            text = (self.path / "metrics.jsonl").read_text()
+        except OSError:
+            return []
+        lines = text.split("\n")[:-1]
+        return [json.loads(line) for line in lines if line]
+
+    @property
+    def is_sweep(self) -> bool:
+        """Whether this is the folder of a sweep, whose runs are in `trials/`."""
+        return (self.path / "sweep.yaml").is_file()
+
+    def trials(self) -> list["RunDirectory"]:
+        """The runs of a sweep, in the order asked for; none of a single run."""
+        folder = self.path / "trials"
+        if not folder.is_dir():
+            return []
+        return [RunDirectory(path) for path in sorted(folder.iterdir()) if path.is_dir()]
+
+
+def create(root: Path, name: str) -> RunDirectory:
+    """A new folder `<name>-<number>` in the runs directory, the number above all there are.
+
+    `mkdir` decides who gets a number, so two that ask at once get two folders.
+
+    Raises:
+        UsageError: the runs directory cannot be made or written to.
+    """
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        number = max(_numbers(root, name), default=0)
+        while True:
+            number += 1
+            path = root / f"{name}-{number:04d}"
+            try:
+                path.mkdir()
+            except FileExistsError:
+                continue
+            (path / "plots").mkdir()
+            return RunDirectory(path)
+    except OSError as error:
+        raise UsageError(
+            f"cannot make a run in {root}: {error.strerror}",
+            "choose another place with --runs-dir or $MNIST_RUNS_DIR",
+        ) from error
+
+
+def create_trial(sweep: RunDirectory, index: int) -> RunDirectory:
+    """The folder of one run of a sweep."""
+    path = sweep.path / "trials" / f"{index:03d}"
+    path.mkdir(parents=True)
+    return RunDirectory(path)
+
+
+def all_runs(root: Path) -> list[RunDirectory]:
+    """Every run and sweep in the runs directory, oldest first."""
+    if not root.is_dir():
+        return []
+    found = [
+        path
+        for path in root.iterdir()
+        if (path / "config.yaml").is_file() or (path / "sweep.yaml").is_file()
+    ]
+    return [RunDirectory(path) for path in sorted(found, key=lambda p: (_started(p), p.name))]
+
+
+def find(root: Path, name: str) -> RunDirectory:
+    """A run by its name in the runs directory, or by its path.
+
+    Raises:
+        UsageError: there is none, naming the nearest.
+    """
+    for path in (root / name, Path(name)):
+        if (path / "config.yaml").is_file() or (path / "sweep.yaml").is_file():
+            return RunDirectory(path)
+    import difflib  # noqa: PLC0415 - only an error needs it
+
+    known = [run.path.name for run in all_runs(root)]
+    near = difflib.get_close_matches(name, known, n=3)
+    hint = f"did you mean {', '.join(near)}?" if near else "`mnist runs list` shows what there is"
+    raise UsageError(f"no run {name!r} in {root}", hint)
+
+
+def newest_checkpoint(root: Path, file_name: str) -> Path | None:
+    """That file of the newest run or sweep that has it."""
+    for run in reversed(all_runs(root)):
+        if (run.path / file_name).is_file():
+            return run.path / file_name
+    return None
+
+
+def new_meta(**more: Any) -> dict[str, Any]:
+    """What a run tells about itself when it starts: no environment, no secrets."""
+    return {
+        "schema": SCHEMA,
+        "status": "running",
+        "started": now(),
+        "argv": sys.argv[1:],
+        "pid": os.getpid(),
+        "host": platform.node(),
+        "git": _git_commit(),
+        "versions": {"mnist": __version__, "python": platform.python_version()},
+        **more,
+    }
+
+
+def now() -> str:
+    """The time, as ISO 8601 in UTC, to the microsecond."""
+    return datetime.now(UTC).isoformat()
+
+
+def finite(value: Any) -> Any:
+    """The same value with null for every number that JSON cannot say."""
+    if isinstance(value, Mapping):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):  # noqa: PLR0124
+        return None
+    return value
+
+
+def _json(value: Mapping[str, Any]) -> bytes:
+    return json.dumps(finite(value), indent=2).encode() + b"\n"
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _numbers(root: Path, name: str) -> Iterator[int]:
+    pattern = re.compile(re.escape(name) + r"-(\d{4,})")
+    for entry in root.iterdir():
+        if match := pattern.fullmatch(entry.name):
+            yield int(match[1])
+
+
+def _started(path: Path) -> str:
+    """When a run began; one that cannot say so counts as the oldest."""
+    return str(_read_json(path / "meta.json").get("started", ""))
+
+
+def _git_commit() -> str | None:
+    """The commit of the working directory's repository, `+` after it if files differ; else None."""
+    try:
+        described = subprocess.run(
+            ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+"],  # noqa: S607
+            capture_output=True,
+            text=True,
+            timeout=5,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return described.stdout.strip() or None

@@ -1,0 +1,42 @@
+"""Real MNIST, fetched from nothing through the product itself."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mnist_cli.data import prepared
+
+pytestmark = pytest.mark.real_data
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("data")
+
+
+@pytest.fixture(autouse=True)
+def _here(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MNIST_DATA_DIR", str(data_dir))
+    monkeypatch.delenv("MNIST_OFFLINE", raising=False)
+
+
+def test_mnist_from_nothing() -> None:
+    heard: list[str] = []
+    arrays = prepared.prepare("mnist", report=heard.append)
+    assert heard[0] == "MNIST is not here yet: asking torchvision's download"
+    assert arrays.train_images.shape == (60_000, 1, 28, 28)
+    assert arrays.test_images.shape == (10_000, 1, 28, 28)
+    assert np.bincount(arrays.train_labels).tolist() == [
+        *(5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949)
+    ]
+    assert np.bincount(arrays.test_labels).tolist() == [
+        *(980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009)
+    ]
+
+
+def test_mnist_again_is_checked_and_not_fetched() -> None:
+    heard: list[str] = []
+    arrays = prepared.prepare("mnist", report=heard.append)
+    assert heard == []
+    assert prepared.verify("mnist") == arrays.sha256
