@@ -1,9 +1,9 @@
 """Checkpoints: one run's weights with all it takes to use them, and no code.
 
-A checkpoint is a `torch.save` archive of tensors and plain values. It is read with `weights_only=True`
-and nothing else, after the archive has been looked at and before its contents are believed: names,
-shapes and types are checked, and a digest over every tensor, because torch does not check its archives'
-sums and a flipped bit would otherwise be a different accuracy.
+A checkpoint is a `torch.save` archive of tensors and plain values. It is read with
+`weights_only=True` and nothing else, after the archive has been looked at and before its contents
+are believed: names, shapes and types are checked, and a digest over every tensor, because torch
+does not check its archives' sums and a flipped bit would otherwise be a different accuracy.
 """
 
 import hashlib
@@ -131,7 +131,7 @@ def _digest_into(total: "hashlib._Hash", value: Any) -> None:
         case Tensor():
             data = value.detach().to("cpu").contiguous()
             total.update(f"tensor {data.dtype} {tuple(data.shape)}".encode())
-            total.update(data.flatten().view(torch.uint8).numpy())
+            total.update(data.flatten().view(torch.uint8).numpy().data)
         case Mapping():
             total.update(f"mapping {len(value)}".encode())
             for key, item in value.items():

@@ -1,7 +1,8 @@
 """The command line: parse, call one function, print.
 
-Results go to stdout, everything on the way to stderr; with `--json` stdout holds one JSON document and
-nothing else. torch is imported by the commands that need it, so that help and errors come at once.
+Results go to stdout, everything on the way to stderr; with `--json` stdout holds one JSON document
+and nothing else. torch is imported by the commands that need it, so that help and errors come at
+once.
 """
 
 import json
@@ -29,21 +30,30 @@ if TYPE_CHECKING:
 app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # plain help comes in half the time
     add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="Train small image classifiers from a YAML config, sweep their settings, evaluate the best.",
+    help="Train small image classifiers from a YAML config, sweep settings, evaluate the best.",
     epilog="--debug, anywhere on the command line, shows the traceback of an error.",
 )
-runs_app = typer.Typer(no_args_is_help=True, help="Look at the runs there are.")
-config_app = typer.Typer(no_args_is_help=True, help="Look at configs, check and copy them.")
-data_app = typer.Typer(no_args_is_help=True, help="Fetch data sets, verify and look at them.")
+runs_app = typer.Typer(
+    rich_markup_mode=None, no_args_is_help=True, help="Look at the runs there are."
+)
+config_app = typer.Typer(
+    rich_markup_mode=None, no_args_is_help=True, help="Look at configs, check and copy them."
+)
+data_app = typer.Typer(
+    rich_markup_mode=None, no_args_is_help=True, help="Fetch data sets, verify and look at them."
+)
 app.add_typer(runs_app, name="runs")
 app.add_typer(config_app, name="config")
 app.add_typer(data_app, name="data")
 
 ConfigOption = Annotated[
     str | None,
-    typer.Option("--config", "-c", metavar="FILE|NAME", help="A YAML file or a shipped config [mlp]."),
+    typer.Option(
+        "--config", "-c", metavar="FILE|NAME", help="A YAML file or a shipped config [mlp]."
+    ),
 ]
 Overrides = Annotated[
     list[str] | None,
@@ -61,7 +71,9 @@ Name = Annotated[
 ]
 RunsDir = Annotated[
     Path | None,
-    typer.Option("--runs-dir", metavar="DIR", help="Where runs are kept [$MNIST_RUNS_DIR or runs]."),
+    typer.Option(
+        "--runs-dir", metavar="DIR", help="Where runs are kept [$MNIST_RUNS_DIR or runs]."
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
 SplitName = Literal["train", "val", "test"]
@@ -95,7 +107,7 @@ def run_command(argv: Sequence[str]) -> int:
     except BrokenPipeError:
         sys.stdout = None  # whoever read it has gone, and Python would complain when it flushes
         return 1
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - the last line of defence against a traceback
         if debug:
             traceback.print_exc()
         print(f"error: {type(error).__name__}: {error}", file=sys.stderr)
@@ -107,7 +119,9 @@ def run_command(argv: Sequence[str]) -> int:
 def _say_error(error: MnistError | typer.TyperException) -> int:
     """Prints an error as a user sees it; returns its exit code."""
     if isinstance(error, typer.TyperException):
-        error = UsageError(error.format_message(), "`mnist --help` and `mnist COMMAND --help` tell more")
+        error = UsageError(
+            error.format_message(), "`mnist --help` and `mnist COMMAND --help` tell more"
+        )
     # The problems of a config each come with their place, so each stands as it is.
     prefix = "" if isinstance(error, ConfigError) else "error: "
     print(prefix + error.message, file=sys.stderr)
@@ -157,7 +171,7 @@ def train(
     loaded = configs.load(config, overrides or (), flags)
     single = loaded.config.model_copy(update={"sweep": {}})
     human = _human(as_json)
-    _tell_origin(human, loaded)
+    _tell_origin(loaded)
 
     from mnist_cli import report
     from mnist_cli.display import Display
@@ -205,7 +219,9 @@ def sweep(
     ] = None,
     seeds: Annotated[
         str | None,
-        typer.Option("--seeds", metavar="N|LIST", help="How many seeds (0, 1, ...), or which: 3,7 or 1..5."),
+        typer.Option(
+            "--seeds", metavar="N|LIST", help="How many seeds (0, 1, ...), or which: 3,7 or 1..5."
+        ),
     ] = None,
     grid: Annotated[
         list[str] | None,
@@ -225,10 +241,16 @@ def sweep(
     flags = _flags(epochs=epochs, batch_size=batch_size, device=device, name=name)
     axes = [Flag("--lrs", "optimizer.lr", lrs)] if lrs is not None else []
     axes += [Flag("--seeds", "train.seed", seeds)] if seeds is not None else []
-    axes += [_grid_flag(text) for text in grid or ()]
+    axes += [Flag("--grid", None, text) for text in grid or ()]
     loaded = configs.load(config, overrides or (), flags, axes)
+    for key in loaded.changed:
+        if key in loaded.config.sweep:
+            raise UsageError(
+                f"{key} is set on the command line, but {loaded.origin} sweeps it",
+                f"give the values to sweep instead: --grid {key}=...",
+            )
     human = _human(as_json)
-    _tell_origin(human, loaded)
+    _tell_origin(loaded)
 
     from mnist_cli import report
     from mnist_cli.display import Display
@@ -236,13 +258,18 @@ def sweep(
     from mnist_cli.run import Datasets
     from mnist_cli.sweep import Sweep, expand, group, separators
 
-    if dry_run:
-        stacks = group(expand(loaded.config))
-        human.print(report.plan_table(stacks, list(loaded.config.sweep), separators(stacks)))
-        if as_json:
-            _print_json(report.plan(stacks))
-        return
     trials = expand(loaded.config)
+    if dry_run:
+        stacks = group(trials)
+        why = separators(stacks)
+        told = f"{len(trials)} runs in {len(stacks)} stack{'s'[: len(stacks) > 1]}"
+        human.print(told + (f"; one stack has one {', one '.join(why)}" if why else ""))
+        stack_of = {trial.index: n for n, stack in enumerate(stacks, 1) for trial in stack}
+        human.print(report.plan_table(trials, stack_of))
+        if as_json:
+            rows = [{"stack": stack_of[trial.index], **trial.settings} for trial in trials]
+            _print_json({"runs": rows, "separated_by": why})
+        return
     datasets = Datasets(_console(stderr=True).print)
     datasets.get(trials[0].config)
     swept = Sweep(loaded.config, store.runs_root(runs_dir), loaded.config.name or "run")
@@ -251,8 +278,7 @@ def sweep(
         f"stack{'s'[: len(swept.stacks) > 1]}: {report.experiment(loaded.config)}"
     )
     labels = {
-        run.folder.name: trial.settings
-        for run, trial in zip(swept.runs, swept.trials, strict=True)
+        run.folder.name: trial.settings for run, trial in zip(swept.runs, swept.trials, strict=True)
     }
     display = Display(_console(stderr=True), labels)
     try:
@@ -361,7 +387,9 @@ def config_list(as_json: Json = False) -> None:
 
     presets = configs.presets()
     if as_json:
-        rows = [{"name": p.name, "path": str(p.path), "description": p.description} for p in presets]
+        rows = [
+            {"name": p.name, "path": str(p.path), "description": p.description} for p in presets
+        ]
         _print_json(rows)
         return
     listing = report.table("name", "what it is")
@@ -403,7 +431,8 @@ def config_schema() -> None:
 def config_copy(
     name: Annotated[str, typer.Argument(metavar="NAME", help="A config that comes with mnist.")],
     target: Annotated[
-        Path | None, typer.Argument(metavar="[FILE]", help="Where to; NAME.yaml here, if not given.")
+        Path | None,
+        typer.Argument(metavar="[FILE]", help="Where to; NAME.yaml here, if not given."),
     ] = None,
 ) -> None:
     """Copy a shipped config, to be changed."""
@@ -472,7 +501,8 @@ def data_fetch(
 @data_app.command("verify")
 def data_verify(
     names: Annotated[
-        list[str] | None, typer.Argument(metavar="[NAME]...", help="Which; all there are, if not given.")
+        list[str] | None,
+        typer.Argument(metavar="[NAME]...", help="Which; all there are, if not given."),
     ] = None,
 ) -> None:
     """Check the data that is there against its pinned sums, byte for byte."""
@@ -565,14 +595,8 @@ def _flags(**given: str | None) -> list[Flag]:
     ]
 
 
-def _grid_flag(text: str) -> Flag:
-    key, equals, values = text.partition("=")
-    if not equals:
-        raise UsageError(f"--grid {text}: no values", "write it as --grid model.depth=1,2,3")
-    return Flag("--grid", key, values)
-
-
-def _tell_origin(human: Console, loaded: Loaded) -> None:
+def _tell_origin(loaded: Loaded) -> None:
+    human = _console(stderr=True)
     if loaded.is_preset:
         human.print(f"config: the shipped {loaded.origin}")
     if loaded.reference_dropped_by:
@@ -605,7 +629,8 @@ def _show_sweep(human: Console, swept: "Sweep") -> None:
     if best := summary["best"]:
         human.print(
             f"winner: {report.settings({axis: best[axis] for axis in swept.config.sweep})}: "
-            f"val acc {report.percent(best['val/acc'])}, test acc {report.percent(best['test/acc'])}, "
+            f"val acc {report.percent(best['val/acc'])}, "
+            f"test acc {report.percent(best['test/acc'])}, "
             f"{report.duration(summary['seconds'])} in all"
         )
         _tell_checkpoint(human, swept.folder.best)
@@ -619,7 +644,7 @@ def _tell_checkpoint(human: Console, path: Path) -> None:
 def _save_run_plots(run: "Run") -> None:
     from mnist_cli import plots, report
 
-    title = f"{run.folder.name}: {report.experiment(run.config)}"
+    title = f"{run.folder.name}\n{report.experiment(run.config)}"
     best = run.best["epoch"] if run.best else None
     plots.run_curves(run.folder.plots / "curves.png", title, run.records, best)
 
@@ -627,7 +652,7 @@ def _save_run_plots(run: "Run") -> None:
 def _save_sweep_plots(swept: "Sweep") -> None:
     from mnist_cli import plots, report
 
-    title = f"{swept.folder.name}: {report.experiment(swept.config)}"
+    title = f"{swept.folder.name}\n{report.experiment(swept.config)}"
     folder = swept.folder.plots
     curves = [
         (trial.settings, run.records)
@@ -677,7 +702,9 @@ def _checkpoint_config(
     for text in overrides:
         key = text.partition("=")[0]
         if "=" in text and not key.startswith(("data.", "train.device")):
-            raise UsageError(f"{key}: a checkpoint's own", "only data.* and train.device can change")
+            raise UsageError(
+                f"{key}: a checkpoint's own", "only data.* and train.device can change"
+            )
     return configs.load_saved(saved, str(path), overrides, flags)
 
 

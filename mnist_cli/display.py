@@ -1,4 +1,4 @@
-"""What a person sees while runs train: a live line in a terminal, a plain line per epoch anywhere."""
+"""What a person sees while runs train: a line per epoch, and in a terminal a live one too."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager

@@ -1,9 +1,13 @@
 """Every way `mnist` can fail that is somebody's to mend, and the exit code of each.
 
-A user sees one line `error: ...` and, where there is something to do about it, one line `hint: ...`.
+A user sees one line `error: ...` and, where there is something to do about it, one line `hint:
+...`.
 """
 
 from typing import ClassVar
+
+# Somebody wants it to end: Ctrl-C, SIGTERM, or a consumer that stops asking for more.
+INTERRUPTIONS = (KeyboardInterrupt, SystemExit, GeneratorExit)
 
 
 class MnistError(Exception):

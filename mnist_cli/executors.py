@@ -1,6 +1,6 @@
 """Where stacks run. An executor has one method: it takes stacks and yields what happens in them."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -38,7 +38,7 @@ Event = Started | Epoch | Failed
 class Executor(Protocol):
     """Somewhere to run stacks."""
 
-    def run(self, stacks: Sequence[Sequence[Run]]) -> Iterator[Event]:
+    def run(self, stacks: Sequence[Sequence[Run]]) -> Generator[Event, None, None]:
         """Runs every stack to its end, whatever becomes of the others."""
         ...
 
@@ -53,7 +53,7 @@ class InProcess:
     def __init__(self, datasets: Datasets) -> None:
         self._datasets = datasets
 
-    def run(self, stacks: Sequence[Sequence[Run]]) -> Iterator[Event]:
+    def run(self, stacks: Sequence[Sequence[Run]]) -> Generator[Event, None, None]:
         """See `Executor`.
 
         Raises:

@@ -1,4 +1,4 @@
-"""Durable writes: a file is either as it was or as it shall be, also after a crash at any moment."""
+"""Durable writes: after a crash at any moment a file is as it was or as it shall be."""
 
 import os
 import tempfile
@@ -17,8 +17,9 @@ def replace(path: Path, content: bytes) -> None:
     handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as file:
-            # mkstemp makes private files; what is published follows the user's umask, as open() does.
-            os.chmod(temporary, 0o666 & ~_umask())
+            # mkstemp makes private files; what is published follows the user's umask, as open()
+            # does.
+            Path(temporary).chmod(0o666 & ~_umask())
             file.write(content)
             file.flush()
             os.fsync(file.fileno())

@@ -1,8 +1,8 @@
 """The models: ordinary modules of one run, and one dict from name to class.
 
 A model takes images of shape (batch, channels, height, width) and returns logits of shape
-(batch, classes). It knows nothing of stacks, devices or training. To add one, write the module, put it
-into `MODELS`, and give its settings a class in `config/schema.py`.
+(batch, classes). It knows nothing of stacks, devices or training. To add one, write the module, put
+it into `MODELS`, and give its settings a class in `config/schema.py`.
 """
 
 from collections.abc import Callable
@@ -89,9 +89,9 @@ def count_parameters(model: nn.Module) -> int:
 class Dropout(nn.Module):
     """Inverted dropout whose mask is a pure function of (seed, step, position in the batch).
 
-    `nn.Dropout` draws from a global generator, so a run inside a stack, or a resumed one, would drop
-    other units than the same run alone. Here the mask is a hash, computed where the activations are.
-    `step` must be set before each training step; nothing else moves it.
+    `nn.Dropout` draws from a global generator, so a run inside a stack, or a resumed one, would
+    drop other units than the same run alone. Here the mask is a hash, computed where the
+    activations are. `step` must be set before each training step; nothing else moves it.
     """
 
     seed: Tensor
@@ -128,7 +128,7 @@ _MASK32 = 0xFFFFFFFF
 
 
 def _hash32(x: Tensor) -> Tensor:
-    """A 32-bit integer hash, element by element, in the low half of int64 (torch has no uint32 arithmetic).
+    """A 32-bit hash of each element, in the low half of int64: torch has no uint32 arithmetic.
 
     The constants are those of Chris Wellons' `lowbias32`, found by search for a low avalanche bias.
     """

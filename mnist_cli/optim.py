@@ -1,7 +1,7 @@
 """Stock torch optimizers and schedulers for a stack: one parameter group per replica.
 
-To add one, put it into the dict and give its settings a class in `config/schema.py`: the settings are
-passed to torch by name, as they are.
+To add one, put it into the dict and give its settings a class in `config/schema.py`: the settings
+are passed to torch by name, as they are.
 """
 
 from collections.abc import Callable, Sequence
@@ -42,7 +42,8 @@ SCHEDULERS: dict[str, Callable[..., LRScheduler]] = {
 def build_optimizer(configs: Sequence[BaseModel], rows: Sequence[Tensor]) -> Optimizer:
     """One optimizer over all replicas, each with settings of its own.
 
-    Every optimizer here updates element by element, so a replica's parameters may be one flat tensor.
+    Every optimizer here updates element by element, so a replica's parameters may be one flat
+    tensor.
 
     Args:
         configs: the optimizer section of each replica; the names must be the same.

@@ -18,7 +18,7 @@ from mnist_cli.report import axis_name, settings, value
 
 Record = Mapping[str, Any]
 
-STYLE: dict[str, Any] = {
+STYLE: Any = {
     "font.size": 10,
     "axes.titlesize": 11,
     "axes.titleweight": "bold",
@@ -49,21 +49,19 @@ def run_curves(path: Path, title: str, records: Sequence[Record], best_epoch: in
                 axes.plot(epochs, heights, marker=_marker(epochs), color=colour, label=split)
             for record in records:
                 if record["epoch"] == best_epoch:
+                    height = _number(record[f"val/{kind}"])
+                    label = f"best (epoch {best_epoch})"
                     axes.plot(
-                        best_epoch,
-                        _number(record[f"val/{kind}"]),
-                        marker="*",
-                        markersize=13,
-                        color=BEST,
-                        linestyle="none",
-                        label=f"best (epoch {best_epoch})",
+                        [record["epoch"]], [height], "*", markersize=13, color=BEST, label=label
                     )
             axes.legend()
             _epoch_axis(axes)
         _name_axes(left, right)
 
 
-def sweep_curves(path: Path, title: str, runs: Sequence[tuple[Mapping[str, Any], Sequence[Record]]]) -> None:
+def sweep_curves(
+    path: Path, title: str, runs: Sequence[tuple[Mapping[str, Any], Sequence[Record]]]
+) -> None:
     """Validation loss and accuracy of every run of a sweep over its epochs.
 
     Args:
@@ -78,7 +76,9 @@ def sweep_curves(path: Path, title: str, runs: Sequence[tuple[Mapping[str, Any],
             epochs = [record["epoch"] for record in records]
             for axes, kind in ((left, "loss"), (right, "acc")):
                 heights = [_number(record[f"val/{kind}"]) for record in records]
-                axes.plot(epochs, heights, marker=_marker(epochs), color=colour, label=settings(own))
+                axes.plot(
+                    epochs, heights, marker=_marker(epochs), color=colour, label=settings(own)
+                )
         for axes in (left, right):
             _epoch_axis(axes)
         _name_axes(left, right, "validation ")
@@ -154,9 +154,11 @@ def image_row(path: Path, title: str, images: np.ndarray, labels: Sequence[str])
 def _figure(path: Path, title: str, columns: int) -> Iterator[list[Axes]]:
     """A row of axes under one title, saved as PNG when the block ends well."""
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(5.2 * columns + (0.8 if columns == 1 else 0), 3.8), layout="constrained")
+        figure = Figure(
+            figsize=(5.2 * columns + (0.8 if columns == 1 else 0), 3.8), layout="constrained"
+        )
         axes = [figure.add_subplot(1, columns, column + 1) for column in range(columns)]
-        figure.suptitle(title, x=0.01, ha="left", fontsize=10, color="#555555")
+        figure.suptitle(title, x=0.01, ha="left", fontsize=8.5, color="#555555")
         yield axes
         _save(figure, path)
 

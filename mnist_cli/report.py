@@ -32,9 +32,9 @@ METRICS = {
 }
 
 
-def table(*columns: str, title: str | None = None) -> Table:
+def table(*columns: str) -> Table:
     """An empty table in the style of all of them."""
-    made = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", title_style="bold")
+    made = Table(box=box.SIMPLE_HEAD)
     for column in columns:
         # A leading ">" means numbers, which line up on the right.
         made.add_column(column.lstrip(">"), justify="right" if column.startswith(">") else "left")
@@ -120,7 +120,9 @@ def ranking_table(trials: Sequence[Record], order: Iterable[int], axes: Sequence
         order: their indices, best first.
         axes: the swept settings.
     """
-    made = table("", *(f">{axis_name(axis)}" for axis in axes), ">val acc", ">val loss", "status", "run")
+    made = table(
+        "", *(f">{axis_name(axis)}" for axis in axes), ">val acc", ">val loss", "status", "run"
+    )
     for place, index in enumerate(order):
         trial = trials[index]
         won = place == 0 and trial["val/acc"] is not None
@@ -182,7 +184,11 @@ def _compare(
     lasts = [run[-1] for run in measured if run[-1] is not None and math.isfinite(run[-1])]
     if not lasts:
         return
-    show = (lambda x: percent(x, 1)) if metric.endswith("acc") else (lambda x: f"{x:.3f}")
+    fraction = metric.endswith("acc")
+
+    def show(figure: float, unit: str = " %") -> str:
+        return f"{100 * figure:.1f}{unit}" if fraction else f"{figure:.3f}"
+
     if isinstance(published, tuple):
         told = " ".join(show(figure) for figure in published)
         if len(measured) == 1:
@@ -196,14 +202,13 @@ def _compare(
         found += f" ± {show(stdev(lasts))} (n={len(lasts)})"
     difference = fmean(lasts) - final
     # The difference of two percentages is in percentage points.
-    show = (lambda x: f"{100 * x:.1f} pp") if metric.endswith("acc") else show
-    shown = ("+" if difference >= 0 else "") + show(difference)
+    shown = ("+" if difference >= 0 else "") + show(difference, " pp")
     if tolerance is None:
         verdict = Text("not judged", style="dim")
     elif abs(difference) <= tolerance:
-        verdict = Text(f"yes, ±{show(tolerance)}", style="green")
+        verdict = Text(f"yes, ±{show(tolerance, ' pp')}", style="green")
     else:
-        verdict = Text(f"NO, ±{show(tolerance)}", style="red")
+        verdict = Text(f"NO, ±{show(tolerance, ' pp')}", style="red")
     made.add_row(label, METRICS[metric], told, found, shown, verdict)
 
 
@@ -212,10 +217,12 @@ def experiment(config: Config) -> str:
     model, data, optimizer = config.model, config.data, config.optimizer
     shape = {key: item for key, item in model.model_dump().items() if key != "name"}
     if isinstance(model, MlpModel):
-        inner = "-".join(str(units) for units in model.widths)
-        shape = {"hidden": inner or "none", "activation": model.activation}
+        shape = {"hidden": "-".join(str(units) for units in model.widths) or "none"}
+        shape |= {"activation": model.activation} if model.activation != "relu" else {}
         shape |= {"dropout": model.dropout} if model.dropout else {}
-    length = f"{config.train.epochs} epochs" if config.train.epochs else f"{config.train.steps} steps"
+    length = (
+        f"{config.train.epochs} epochs" if config.train.epochs else f"{config.train.steps} steps"
+    )
     swept = config.sweep.get("optimizer.lr")
     rate = f"lr {value(optimizer.lr)}" if swept is None else f"{len(swept)} learning rates"
     parts = [
@@ -228,18 +235,13 @@ def experiment(config: Config) -> str:
     return ", ".join(parts)
 
 
-def plan_table(
-    stacks: "Sequence[Sequence[Trial]]", axes: Sequence[str], separators: Sequence[str]
-) -> Table:
-    """The runs of a sweep and how they are grouped, before anything runs."""
-    runs = sum(len(stack) for stack in stacks)
-    why = f"; {', '.join(separators)} cannot differ inside one" if separators else ""
-    title = f"{runs} runs in {len(stacks)} stack{'s' * (len(stacks) > 1)}{why}"
-    made = table(">run", ">stack", *(f">{axis_name(axis)}" for axis in axes), title=title)
-    numbered = [(trial, number) for number, stack in enumerate(stacks, 1) for trial in stack]
-    for trial, number in sorted(numbered, key=lambda pair: pair[0].index):
+def plan_table(trials: "Sequence[Trial]", stack_of: Mapping[int, int]) -> Table:
+    """The runs of a sweep in the order asked for, each with the number of its stack."""
+    axes = trials[0].settings
+    made = table(">run", ">stack", *(f">{axis_name(axis)}" for axis in axes))
+    for trial in trials:
         cells = (value(trial.settings[axis]) for axis in axes)
-        made.add_row(f"{trial.index:03d}", str(number), *cells)
+        made.add_row(f"{trial.index:03d}", str(stack_of[trial.index]), *cells)
     return made
 
 

@@ -16,7 +16,7 @@ from mnist_cli import store
 from mnist_cli.checkpoint import Checkpoint
 from mnist_cli.config import Config
 from mnist_cli.data.dataset import Dataset, load
-from mnist_cli.errors import UsageError
+from mnist_cli.errors import INTERRUPTIONS, UsageError
 from mnist_cli.losses import LOSSES
 from mnist_cli.models import build
 from mnist_cli.optim import build_optimizer, build_scheduler
@@ -134,7 +134,7 @@ def ending(runs: Sequence[Run]) -> Iterator[None]:
     error = None
     try:
         yield
-    except (KeyboardInterrupt, GeneratorExit):
+    except INTERRUPTIONS:
         status = "interrupted"
         raise
     except BaseException as exception:

@@ -6,9 +6,9 @@ import hashlib
 def derive(seed: int, *purpose: str | int) -> int:
     """A 63-bit seed for one purpose, independent of every other purpose's.
 
-    `derive(0, "order", 3)` is the seed of the fourth epoch's batch order in the run of seed 0, whatever
-    was drawn before, so a run can be continued at any point and a replica of a stack draws what the
-    same run would draw alone.
+    `derive(0, "order", 3)` is the seed of the fourth epoch's batch order in the run of seed 0,
+    whatever was drawn before, so a run can be continued at any point and a replica of a stack draws
+    what the same run would draw alone.
 
     Args:
         seed: the run's (or the data's) seed.

@@ -1,8 +1,9 @@
 """Many modules of one architecture as one, with a leading replica axis.
 
 The parameters of all replicas lie in one matrix, a row each. Layers see views of it, of shape
-(replicas, *shape of the parameter); the optimizer sees its rows. What computes is one plain `nn.Module`,
-run for all replicas at once by `torch.func.vmap`, so no model has code of its own for stacking.
+(replicas, *shape of the parameter); the optimizer sees its rows. What computes is one plain
+`nn.Module`, run for all replicas at once by `torch.func.vmap`, so no model has code of its own for
+stacking.
 """
 
 from collections.abc import Mapping, Sequence
@@ -60,7 +61,7 @@ class Stack:
         ]
 
     def rows(self) -> list[Tensor]:
-        """The parameters of each replica as one flat leaf with its `.grad`: what an optimizer takes.
+        """The parameters of each replica, each a flat leaf with its `.grad`, for an optimizer.
 
         They share memory with the stack: a step on a row is a step on the replica.
         """
@@ -72,7 +73,7 @@ class Stack:
         return leaves
 
     def train(self, step: int) -> None:
-        """Makes ready for training step number `step`, counted from 0: what dropout drops follows it."""
+        """Makes ready for a training step, counted from 0: what dropout drops depends on it."""
         self._module.train()
         for buffer in self._step_buffers:
             buffer.fill_(step)
@@ -99,15 +100,15 @@ class Stack:
         """Sets the gradients of every replica to those of its own objective.
 
         Args:
-            objectives: one number for each replica, shape (R,). Their sum has, for each replica, the
-                gradient of its own, so what is not finite in one stays there.
+            objectives: one number for each replica, shape (R,). The gradient of their sum is, for
+                each replica, that of its own, so what is not finite in one stays there.
         """
         gradients = torch.autograd.grad(objectives.sum(), list(self._parameters.values()))
         # Copied and not accumulated: nothing has to be zeroed, and the optimizer's views stay.
         torch._foreach_copy_(self._gradient_views, gradients)
 
     def state_dict(self, replica: int) -> dict[str, Tensor]:
-        """A copy of one replica's parameters on the CPU, as its plain module's `state_dict` has them."""
+        """A copy of one replica's parameters on the CPU: the `state_dict` of its plain module."""
         return {
             name: value[replica].detach().to("cpu", copy=True).contiguous()
             for name, value in self._parameters.items()

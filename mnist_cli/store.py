@@ -39,7 +39,7 @@ class RunDirectory:
 
     @property
     def name(self) -> str:
-        """What the run is called: its folder, and for a run of a sweep its folder in the sweep's."""
+        """What the run is called: its folder, after that of its sweep if it is part of one."""
         if self.path.parent.name == "trials":
             return "/".join(self.path.parts[-3:])
         return self.path.name

@@ -3,20 +3,22 @@
 import itertools
 import json
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mnist_cli import checkpoint as checkpoints
 from mnist_cli import config as configs
 from mnist_cli import files, store
 from mnist_cli.config import Config, with_settings
-from mnist_cli.errors import UsageError
+from mnist_cli.errors import INTERRUPTIONS, UsageError
 from mnist_cli.executors import Event, Executor
 from mnist_cli.run import Datasets, Run, measure
-from mnist_cli.store import Status
+
+if TYPE_CHECKING:
+    from mnist_cli.store import Status
 
 # What the runs of one stack may differ in: the seed, and what torch's optimizers keep per parameter
 # group. Anything else makes another stack.
@@ -86,8 +88,7 @@ def separators(stacks: Sequence[Sequence[Trial]]) -> list[str]:
     return [
         key
         for key in keys
-        if key not in STACKABLE
-        and len({json.dumps(settings.get(key)) for settings in firsts}) > 1
+        if key not in STACKABLE and len({json.dumps(settings.get(key)) for settings in firsts}) > 1
     ]
 
 
@@ -119,7 +120,7 @@ class Sweep:
         self._meta = store.new_meta(stacks=len(self.stacks), runs=len(self.runs))
         self._save()
 
-    def run(self, executor: Executor, datasets: Datasets) -> Iterator[Event]:
+    def run(self, executor: Executor, datasets: Datasets) -> Generator[Event, None, None]:
         """Trains every run; at the end measures the winner, once, on the test split.
 
         However it ends, the folder says so.
@@ -132,9 +133,11 @@ class Sweep:
             with closing(executor.run(stacks)) as events:
                 yield from events
             self._finish(datasets)
-        except BaseException as error:
-            interrupted = isinstance(error, KeyboardInterrupt | GeneratorExit)
-            self.status = "interrupted" if interrupted else "failed"
+        except INTERRUPTIONS:
+            self.status = "interrupted"
+            raise
+        except BaseException:
+            self.status = "failed"
             raise
         finally:
             self._save()

@@ -1,4 +1,4 @@
-"""The loop, and the evaluation. It yields one record per epoch; it writes nothing and prints nothing."""
+"""The loop and the evaluation: one record per epoch, nothing written, nothing printed."""
 
 import math
 import time

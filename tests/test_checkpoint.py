@@ -100,14 +100,12 @@ class Evil:
         return os.system, ("touch ran",)
 
 
-def test_code_in_a_checkpoint_is_not_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_code_in_a_checkpoint_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
     path = tmp_path / "evil.pt"
     torch.save({"format": checkpoint.FORMAT, "model": Evil()}, path)
-    with pytest.raises(CheckpointError, match="cannot be read safely|not a checkpoint"):
+    with pytest.raises(CheckpointError, match=r"cannot be read safely|not a checkpoint"):
         checkpoint.load(path)
     raw = tmp_path / "raw.pt"
     raw.write_bytes(pickle.dumps(Evil()))
@@ -137,7 +135,7 @@ def test_newer_schemas_and_values_that_are_not_finite_are_refused(
         checkpoint.load(path)
     made.model["1.bias"][2] = float("nan")
     checkpoint.save(path, made)
-    with pytest.raises(CheckpointError, match="1.bias has values that are not finite"):
+    with pytest.raises(CheckpointError, match=r"1.bias has values that are not finite"):
         checkpoint.load(path)
 
 

@@ -19,7 +19,10 @@ SHAPE = (1, 28, 28)
         (LogisticModel(name="logistic"), 7850),
         (MlpModel(name="mlp"), 784 * 32 + 32 + 32 * 10 + 10),
         (MlpModel(name="mlp", depth=1), 7850),
-        (MlpModel(name="mlp", depth=5, width=512), 784 * 512 + 512 * 256 + 256 * 128 + 128 * 64 + 64 * 10 + 512 + 256 + 128 + 64 + 10),
+        (
+            MlpModel(name="mlp", depth=5, width=512),
+            784 * 512 + 512 * 256 + 256 * 128 + 128 * 64 + 64 * 10 + 512 + 256 + 128 + 64 + 10,
+        ),
         (MlpModel(name="mlp", hidden=(50, 100)), 784 * 50 + 50 * 100 + 100 * 10 + 160),
         (CnnModel(name="cnn"), 9 * 16 + 16 + 16 * 16 * 9 + 16 + 16 * 10 * 9 + 10),
     ],
@@ -66,8 +69,12 @@ def test_dropout_drops_the_share_it_says_and_keeps_the_mean() -> None:
     assert dropped.unique().tolist() == pytest.approx([0.0, 1 / 0.7])
     # A million draws: the share is within five standard deviations (0.0023) of what was asked.
     assert (dropped == 0).float().mean().item() == pytest.approx(0.3, abs=0.0023)
-    assert (dropped == 0).float().mean(0).std().item() == pytest.approx((0.21 / 1000) ** 0.5, rel=0.1)
-    assert (dropped == 0).float().mean(1).std().item() == pytest.approx((0.21 / 1000) ** 0.5, rel=0.1)
+    assert (dropped == 0).float().mean(0).std().item() == pytest.approx(
+        (0.21 / 1000) ** 0.5, rel=0.1
+    )
+    assert (dropped == 0).float().mean(1).std().item() == pytest.approx(
+        (0.21 / 1000) ** 0.5, rel=0.1
+    )
 
 
 def test_dropout_masks_differ_by_seed_and_step_and_by_nothing_else() -> None:
@@ -99,7 +106,11 @@ def test_losses_are_those_of_torch(scale: float) -> None:
 
 
 def test_purposes_have_seeds_of_their_own() -> None:
-    seeds = {derive(seed, *what) for seed in range(100) for what in (("order", 1), ("order", 11), ("weights",))}
+    seeds = {
+        derive(seed, *what)
+        for seed in range(100)
+        for what in (("order", 1), ("order", 11), ("weights",))
+    }
     assert len(seeds) == 300
     # Pinned: a change here would silently change every published figure.
     assert derive(0, "order", 0) == derive(0, "order", 0) != derive(0, "order", "0", 0)

@@ -65,7 +65,9 @@ RATES = [1e-2, 3e-3, 1e-3]
 
 @pytest.fixture(scope="module")
 def data() -> Dataset:
-    config = Config.model_validate({"data": {"name": "synthetic", "size": 140, "split": "official"}})
+    config = Config.model_validate(
+        {"data": {"name": "synthetic", "size": 140, "split": "official"}}
+    )
     return load(config.data, torch.device("cpu"), print)
 
 

@@ -1,4 +1,4 @@
-"""The runs directory: folders made race-free, files whole or not there, reading what was written."""
+"""The runs directory: folders made race-free, files whole or not there, reading them back."""
 
 import json
 import os
@@ -24,7 +24,9 @@ def test_many_processes_get_a_folder_each(tmp_path: Path) -> None:
         "for _ in range(20): print(store.create(Path(sys.argv[1]), 'mlp').name)"
     )
     processes = [
-        subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+        subprocess.Popen(
+            [sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True
+        )
         for _ in range(4)
     ]
     names = [name for process in processes for name in process.communicate()[0].split()]
@@ -67,7 +69,11 @@ def test_json_files_are_json_whatever_is_measured(tmp_path: Path) -> None:
     run = store.create(tmp_path, "mlp")
     run.write_summary({"a": float("inf"), "b": [float("nan"), 1], "c": {"d": 2.5}})
     text = (run.path / "summary.json").read_text()
-    assert json.loads(text, parse_constant=pytest.fail) == {"a": None, "b": [None, 1], "c": {"d": 2.5}}
+    assert json.loads(text, parse_constant=pytest.fail) == {
+        "a": None,
+        "b": [None, 1],
+        "c": {"d": 2.5},
+    }
 
 
 def test_runs_are_found_by_name_or_path_oldest_first(tmp_path: Path) -> None:

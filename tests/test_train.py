@@ -17,7 +17,10 @@ from mnist_cli.train import Record, Training, evaluate, train
 
 def training(**sections: Any) -> Training:
     config = Config.model_validate(
-        {"data": {"name": "synthetic", "size": 140, "split": "official", "batch_size": 32}, **sections}
+        {
+            "data": {"name": "synthetic", "size": 140, "split": "official", "batch_size": 32},
+            **sections,
+        }
     )
     data = load(config.data, torch.device("cpu"), print)
     stack = Stack([build(config.model, data.shape, 10, 0)], torch.device("cpu"), torch.float64)
@@ -64,7 +67,10 @@ def test_schedules_count_what_they_are_told_to(
     scheduler: dict[str, Any], rates: list[float]
 ) -> None:
     found = records(
-        scheduler=scheduler, optimizer={"name": "sgd", "lr": 1.0}, model="logistic", train={"epochs": 3}
+        scheduler=scheduler,
+        optimizer={"name": "sgd", "lr": 1.0},
+        model="logistic",
+        train={"epochs": 3},
     )
     assert [r["lr"] for r in found] == pytest.approx(rates, abs=1e-12)
 

@@ -16,6 +16,7 @@ from mnist_cli.config.document import (
     plain,
     quoted,
 )
+from mnist_cli.config.trials import displaced
 from mnist_cli.config.values import parse_values
 
 
@@ -67,6 +68,9 @@ class CommandLine:
         options = [*flags, *(Flag("", None, override) for override in overrides)]
         pairs = [(word, self.value(word)) for option in options if (word := self.word(option))]
         self.set = list(dict.fromkeys(word.key for word, _ in pairs))
+        root = displaced(
+            root, [word.key for word, node in pairs if node and node.value is not None]
+        )
         # Whole sections first: then `optimizer.lr=0.1 optimizer=sgd` means both, in any order.
         for word, node in sorted(pairs, key=lambda pair: len(pair[0].path)):
             root = self.merged(root, word, node) if node else root

@@ -172,6 +172,16 @@ def placed(root: Node, path: Sequence[tuple[str, Position | None]], node: Node) 
     return replace(root, value={**root.value, head: node})
 
 
+def without(root: Node, section: str, settings: Iterable[str]) -> Node:
+    """A copy of a mapping of sections with some settings of one section taken out."""
+    old = root.value.get(section)
+    if old is None or not isinstance(old.value, dict):
+        return root
+    gone = set(settings)
+    kept = {key: node for key, node in old.value.items() if key not in gone}
+    return replace(root, value={**root.value, section: replace(old, value=kept)})
+
+
 def quoted(value: Any, limit: int = 60) -> str:
     """A value as a config would write it, on one line and cut to a sane length."""
     match value:
@@ -252,7 +262,7 @@ class _Composer:
             node = self.node(event, key, 0)
             next(self.events)  # the end of the document
             if not isinstance(again := next(self.events), yaml.StreamEndEvent):
-                self.report(again, "", "a second document starts here; a config is only one")
+                self.report(again, key, "a second document starts here; a config is only one")
         return node
 
     def where(self, first: Any, last: Any = None) -> Position:

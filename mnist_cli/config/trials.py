@@ -1,6 +1,6 @@
 """Settings tried in an experiment: the values of a sweep, published runs, the runs of a sweep."""
 
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -15,10 +15,30 @@ from mnist_cli.config.document import (
     plain,
     quoted,
     tree,
+    without,
 )
 from mnist_cli.config.schema import SECTIONS, Config
 
 _NO_SETTING = f"is no setting of {', '.join(SECTIONS[:-1])} or {SECTIONS[-1]}"
+
+
+# Settings that say the same thing in different words: a new value of one takes the place of what
+# the config says by the others. (Said both ways at once, they are checked against each other.)
+ALTERNATIVES = {
+    "model.hidden": ("depth", "width"),
+    "model.depth": ("hidden",),
+    "model.width": ("hidden",),
+    "train.epochs": ("steps",),
+    "train.steps": ("epochs",),
+}
+
+
+def displaced(root: Node, keys: Iterable[str]) -> Node:
+    """The document without what new values of some settings take the place of."""
+    for key in keys:
+        if others := ALTERNATIVES.get(key):
+            root = without(root, key.partition(".")[0], others)
+    return root
 
 
 def with_settings(config: Config, settings: Mapping[str, Any]) -> Config:
@@ -35,7 +55,7 @@ def with_settings(config: Config, settings: Mapping[str, Any]) -> Config:
         ConfigError: the settings do not fit, or do not exist.
     """
     explicit = config.model_dump(mode="json", include=set(SECTIONS), exclude_unset=True)
-    root, problems = tree(explicit), list[Problem]()
+    root, problems = displaced(tree(explicit), settings), list[Problem]()
     for key, value in sorted(settings.items(), key=lambda setting: setting[0].count(".")):
         try:
             root = placed(root, _path(key), tree(value))
@@ -70,7 +90,8 @@ def _axis(
     dotted = f"sweep.{key}"
     try:
         path = _path(key, axis.key)
-        trials = [(item, placed(experiment, path, replace(item, key=None))) for item in axis.value]
+        rest = displaced(experiment, [key])
+        trials = [(item, placed(rest, path, replace(item, key=None))) for item in axis.value]
     except NotASectionError:
         problems.append(Problem(axis.key, dotted, _NO_SETTING, UNKNOWN))
         return

@@ -14,13 +14,15 @@ _PLAIN = re.compile(r"(?!(?i:null|true|false|yes|no|on|off|y|n)$)[A-Za-z_][A-Za-
 def dump(config: Config) -> str:
     """The config as YAML, defaults filled in: a block for each section, a line for each setting.
 
-    A section with swept settings shows only what was set explicitly. Its other settings may differ
-    from run to run: those of another optimizer, or `epochs` where `steps` are swept.
+    Where a swept setting decides what the defaults of its section are (another optimizer, or
+    `steps` for `epochs`), the section shows only what was set explicitly.
     """
     values = config.resolved()
-    for section in {key.split(".")[0] for key in config.sweep}:
+    for section, _, name in (key.partition(".") for key in config.sweep):
         part = getattr(config, section)
-        values[section] = part.model_dump(mode="json", exclude_none=True, exclude_unset=True)
+        field = type(part).model_fields.get(name)
+        if field and (name == "name" or field.default is None):
+            values[section] = part.model_dump(mode="json", exclude_none=True, exclude_unset=True)
     blocks = (_block(key, value) for key, value in values.items() if value != {})
     return "".join(f"{line}\n" for block in blocks for line in block)
 

@@ -131,8 +131,8 @@ def synthesize(size: int, seed: int) -> Arrays:
         noisy = shape + random.normal(0, 0.15, (28, 28))
         images[place, 0] = (noisy.clip(0, 1) * 255).astype(np.uint8)
     train = size - size // 7
-    labels = labels.astype(np.uint8)
-    return Arrays(images[:train], labels[:train], images[train:], labels[train:])
+    digits = labels.astype(np.uint8)
+    return Arrays(images[:train], digits[:train], images[train:], digits[train:])
 
 
 def _split(

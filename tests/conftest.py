@@ -1,0 +1,77 @@
+"""What every test stands on: folders of its own, no network, commands in this process."""
+
+import json
+import os
+import signal
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mnist_cli.cli import run_command
+
+
+@pytest.fixture(autouse=True)
+def _own_folders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> Iterator[None]:
+    """No test sees the user's runs, data or settings; only `real_data` ones use the network."""
+    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("MNIST_RUNS_DIR", str(tmp_path / "runs"))
+    if not request.node.get_closest_marker("real_data"):
+        monkeypatch.setenv("MNIST_DATA_DIR", str(tmp_path / "data"))
+        monkeypatch.setenv("MNIST_OFFLINE", "1")
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A command that has ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        """Stdout, which must be one JSON document (with no NaN in it) and nothing else."""
+        return json.loads(self.out, parse_constant=pytest.fail)
+
+
+Mnist = Callable[..., Ended]
+
+
+@pytest.fixture
+def mnist(capsys: pytest.CaptureFixture[str]) -> Mnist:
+    """Runs a command line in this process: `mnist("train", "--lr", "0.1")`."""
+
+    def call(*argv: str) -> Ended:
+        capsys.readouterr()
+        code = run_command(argv)
+        captured = capsys.readouterr()
+        assert "Traceback" not in captured.err
+        return Ended(code, captured.out, captured.err)
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def real_mnist(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Real MNIST, fetched once through the product into the user's own data directory.
+
+    Where it cannot be had the test is skipped, but in CI that is a failure.
+    """
+    from mnist_cli.data.prepared import prepare
+    from mnist_cli.errors import DataError
+
+    try:
+        prepare("mnist", report=print)
+    except DataError as error:
+        if os.environ.get("CI"):
+            raise
+        pytest.skip(f"no MNIST here: {error}")

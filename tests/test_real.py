@@ -1,0 +1,33 @@
+"""The published figures of the experiments, reproduced on real MNIST."""
+
+import pytest
+
+from tests.conftest import Mnist
+
+pytestmark = [pytest.mark.real_data, pytest.mark.usefixtures("real_mnist")]
+
+
+@pytest.mark.parametrize("config", ["mlp", "logistic"])
+def test_e1_is_within_its_tolerance(mnist: Mnist, config: str) -> None:
+    """4 learning rates x 4 epochs; each figure that is judged is within 0.012 of the published."""
+    published = {
+        "mlp": {1e-2: 0.954, 1e-3: 0.952, 1e-4: 0.911, "test": 0.948},
+        "logistic": {1e-1: 0.886, 1e-2: 0.912, 1e-3: 0.925, 1e-4: 0.891, "test": 0.916},
+    }[config]
+    ended = mnist("sweep", "--config", config, "--json")
+    assert ended.code == 0
+    assert "NO, ±" not in ended.err
+    assert ended.err.count("yes, ±") == len(published)
+    result = ended.json
+    for trial in result["trials"]:
+        if trial["optimizer.lr"] in published:
+            assert trial["val/acc"] == pytest.approx(published[trial["optimizer.lr"]], abs=0.012)
+    assert result["best"]["test/acc"] == pytest.approx(published["test"], abs=0.012)
+
+
+def test_the_first_run_needs_nothing_but_its_name(mnist: Mnist) -> None:
+    assert mnist("train", "--epochs", "1").code == 0
+    ended = mnist("eval", "--checkpoint", "best.pt", "--json")
+    assert ended.code == 0
+    assert ended.json["n"] == 7000
+    assert ended.json["acc"] > 0.9
