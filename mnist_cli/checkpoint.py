@@ -68,14 +68,7 @@ def load(path: Path) -> Checkpoint:
     Raises:
         CheckpointError: it is not there, or not one of ours, or not whole.
     """
-    _look_at_archive(path)
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, ValueError, EOFError, KeyError, OSError) as error:
-        raise CheckpointError(
-            f"{path}: not a checkpoint that can be read safely: {_first_line(error)}",
-            "checkpoints hold tensors and plain values; anything else is refused",
-        ) from error
+    content = read_archive(path)
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise CheckpointError(f"{path}: a torch file, but not a checkpoint of mnist")
     if content.get("schema") != SCHEMA:
@@ -95,6 +88,23 @@ def load(path: Path) -> Checkpoint:
         if not torch.isfinite(tensor).all():
             raise CheckpointError(f"{path}: {name} has values that are not finite")
     return Checkpoint(**body)
+
+
+def read_archive(path: Path) -> Any:
+    """The tensors and plain values in a file of `torch.save`, on the CPU; no code of it runs.
+
+    Raises:
+        CheckpointError: it is not there, or not such a file, or asks for anything else.
+    """
+    look_at_file(path)
+    _look_at_archive(path)
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, pickle.UnpicklingError, ValueError, EOFError, KeyError, OSError) as error:
+        raise CheckpointError(
+            f"{path}: not a checkpoint that can be read safely: {_first_line(error)}",
+            "checkpoints hold tensors and plain values; anything else is refused",
+        ) from error
 
 
 def fit(model: nn.Module, checkpoint: Checkpoint) -> None:
@@ -146,8 +156,12 @@ def _digest_into(total: "hashlib._Hash", value: Any) -> None:
             total.update(f"value {len(text)} {text}".encode())
 
 
-def _look_at_archive(path: Path) -> None:
-    """Refuses what torch should not even open: no file, a bomb, an archive with room for tricks."""
+def look_at_file(path: Path) -> None:
+    """Refuses what should not even be opened.
+
+    Raises:
+        CheckpointError: it is not there, is no regular file, or is too large.
+    """
     try:
         status = path.stat()
     except OSError as error:
@@ -157,6 +171,10 @@ def _look_at_archive(path: Path) -> None:
         raise CheckpointError(f"{path}: {kind}, not a checkpoint")
     if status.st_size > MAX_BYTES:
         raise CheckpointError(f"{path}: {status.st_size:,} bytes is too large for a checkpoint")
+
+
+def _look_at_archive(path: Path) -> None:
+    """Refuses what torch should not even open: a bomb, an archive with room for tricks."""
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
@@ -171,7 +189,7 @@ def _look_at_archive(path: Path) -> None:
         len(entries) > MAX_ENTRIES
         or len(pickles) != 1
         or any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
-        or total > status.st_size
+        or total > path.stat().st_size
     ):
         raise CheckpointError(f"{path}: not an archive as checkpoints are saved in")
 

@@ -24,7 +24,7 @@ from mnist_cli.config import Config, ConfigError, Flag, Loaded
 from mnist_cli.errors import CheckpointError, MnistError, RunError, SweepError, UsageError
 
 if TYPE_CHECKING:
-    from mnist_cli.run import Run
+    from mnist_cli.run import Datasets, Run
     from mnist_cli.sweep import Sweep
 
 app = typer.Typer(
@@ -63,6 +63,12 @@ Lr = Annotated[str | None, typer.Option("--lr", metavar="X", help="optimizer.lr"
 Epochs = Annotated[str | None, typer.Option("--epochs", metavar="N", help="train.epochs")]
 BatchSize = Annotated[str | None, typer.Option("--batch-size", metavar="N", help="data.batch_size")]
 Seed = Annotated[str | None, typer.Option("--seed", metavar="N", help="train.seed")]
+Seeds = Annotated[
+    str | None,
+    typer.Option(
+        "--seeds", metavar="N|LIST", help="How many seeds (0, 1, ...), or which: 3,7 or 1..5."
+    ),
+]
 Device = Annotated[
     str | None, typer.Option("--device", metavar="D", help="train.device: auto, cpu, cuda, cuda:N")
 ]
@@ -161,15 +167,18 @@ def train(
     epochs: Epochs = None,
     batch_size: BatchSize = None,
     seed: Seed = None,
+    seeds: Seeds = None,
     device: Device = None,
     name: Name = None,
     runs_dir: RunsDir = None,
     as_json: Json = False,
 ) -> None:
-    """Train one run: what the config says, without its sweep."""
+    """Train one run: what the config says, without its sweep; or the same with several seeds."""
     flags = _flags(lr=lr, epochs=epochs, batch_size=batch_size, seed=seed, device=device, name=name)
-    loaded = configs.load(config, overrides or (), flags)
-    single = loaded.config.model_copy(update={"sweep": {}})
+    axes = [Flag("--seeds", "train.seed", seeds)] if seeds is not None else []
+    loaded = configs.load(config, overrides or (), flags, axes)
+    swept = {"train.seed": loaded.config.sweep["train.seed"]} if axes else {}
+    chosen = loaded.config.model_copy(update={"sweep": swept})
     human = _human(as_json)
     _tell_origin(loaded)
 
@@ -177,11 +186,16 @@ def train(
     from mnist_cli.display import Display
     from mnist_cli.executors import Failed, InProcess
     from mnist_cli.run import Datasets, Run
+    from mnist_cli.sweep import Sweep
 
     datasets = Datasets(_console(stderr=True).print)
-    datasets.get(single)  # first of all: a run without its data or device leaves no folder
-    run = Run(single, store.create(store.runs_root(runs_dir), single.name or "run"))
-    human.print(f"{run.folder.name}: {report.experiment(single)}")
+    datasets.get(chosen)  # first of all: a run without its data or device leaves no folder
+    root, name = store.runs_root(runs_dir), chosen.name or "run"
+    if swept:
+        _run_sweep(Sweep(chosen, root, f"{name}-seeds", test=False), datasets, human, as_json)
+        return
+    run = Run(chosen, store.create(root, name))
+    human.print(f"{run.folder.name}: {report.experiment(chosen)}")
     display = Display(_console(stderr=True), {})
     try:
         with display.live(), closing(InProcess(datasets).run([[run]])) as events:
@@ -191,8 +205,8 @@ def train(
                     raise RunError(f"{run.folder.name} failed: {event.error}") from event.error
     except (KeyboardInterrupt, SystemExit) as interruption:
         _end_interrupted(interruption, run.folder, f"{len(run.records)} finished epochs are saved")
-    _save_run_plots(run)
-    _show_reference(human, single, [run])
+    _draw(run.folder)
+    _show_reference(human, chosen, [run])
     if run.best:
         human.print(
             f"best: epoch {run.best['epoch']}, val acc {report.percent(run.best['val/acc'])}, "
@@ -217,12 +231,7 @@ def sweep(
         str | None,
         typer.Option("--lrs", metavar="LIST", help="Learning rates: 1e-1,1e-2 or log:1e-4:1e-1:7."),
     ] = None,
-    seeds: Annotated[
-        str | None,
-        typer.Option(
-            "--seeds", metavar="N|LIST", help="How many seeds (0, 1, ...), or which: 3,7 or 1..5."
-        ),
-    ] = None,
+    seeds: Seeds = None,
     grid: Annotated[
         list[str] | None,
         typer.Option("--grid", metavar="KEY=LIST", help="Values of any setting; may be repeated."),
@@ -253,8 +262,6 @@ def sweep(
     _tell_origin(loaded)
 
     from mnist_cli import report
-    from mnist_cli.display import Display
-    from mnist_cli.executors import InProcess
     from mnist_cli.run import Datasets
     from mnist_cli.sweep import Sweep, expand, group, separators
 
@@ -272,28 +279,9 @@ def sweep(
         return
     datasets = Datasets(_console(stderr=True).print)
     datasets.get(trials[0].config)
-    swept = Sweep(loaded.config, store.runs_root(runs_dir), loaded.config.name or "run")
-    human.print(
-        f"{swept.folder.name}: {len(swept.runs)} runs in {len(swept.stacks)} "
-        f"stack{'s'[: len(swept.stacks) > 1]}: {report.experiment(loaded.config)}"
-    )
-    labels = {
-        run.folder.name: trial.settings for run, trial in zip(swept.runs, swept.trials, strict=True)
-    }
-    display = Display(_console(stderr=True), labels)
-    try:
-        with display.live(), closing(swept.run(InProcess(datasets), datasets)) as events:
-            for event in events:
-                display.show(event)
-    except (KeyboardInterrupt, SystemExit) as interruption:
-        done = sum(run.status == "finished" for run in swept.runs)
-        told = f"{done} of {len(swept.runs)} runs are finished, finished epochs of the others saved"
-        _end_interrupted(interruption, swept.folder, told)
-    _save_sweep_plots(swept)
-    _show_sweep(human, swept)
-    if as_json:
-        _print_json(swept.summary())
-    _exit_of_sweep(swept)
+    folder = f"{loaded.config.name or 'run'}-sweep"
+    swept = Sweep(loaded.config, store.runs_root(runs_dir), folder)
+    _run_sweep(swept, datasets, human, as_json)
 
 
 @app.command("eval")
@@ -375,6 +363,32 @@ def runs_show(
         return
     for part in report.run_page(folder):
         _console().print(part)
+
+
+@app.command()
+def plot(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A run or sweep: name or folder.")],
+    split: Annotated[
+        SplitName, typer.Option("--split", help="Whose images to show mistakes of.")
+    ] = "val",
+    runs_dir: RunsDir = None,
+) -> None:
+    """Draw all pictures of a run or sweep anew: curves, and its best checkpoint's mistakes."""
+    folder = store.find(store.runs_root(runs_dir), run)
+
+    from mnist_cli import checkpoint as checkpoints
+    from mnist_cli import plots
+    from mnist_cli.run import Datasets, classify
+
+    drawn = plots.draw(folder)
+    if folder.best.exists():
+        state = checkpoints.load(folder.best)
+        settings = configs.load_saved(state.config, str(folder.best))
+        seen = classify(state, settings, split, Datasets(_console(stderr=True).print))
+        title = f"{folder.name}, epoch {state.epoch}, {split} images of {settings.data.name}"
+        drawn += plots.mistaken(folder.plots, title, split, seen)
+    for path in drawn:
+        print(path)
 
 
 # ------------------------------------------------------------------------------------ config
@@ -535,7 +549,7 @@ def data_show(
     from mnist_cli.run import Datasets
 
     data = Datasets(_console(stderr=True).print).get(settings)
-    images = {"train": data.train, "val": data.val, "test": data.test}[split]
+    images = data.split(split)
     count = min(count, len(images))
     pixels = images.images[:count].cpu().numpy()
     labels = [data.classes[label] for label in images.labels[:count].tolist()]
@@ -606,6 +620,41 @@ def _tell_origin(loaded: Loaded) -> None:
         human.print("note: the test set validates (data.split: official), so selection sees it")
 
 
+def _run_sweep(swept: "Sweep", datasets: "Datasets", human: Console, as_json: bool) -> None:
+    """Trains a sweep and tells what came of it, whatever came of it."""
+    from mnist_cli import report
+    from mnist_cli.display import Display
+    from mnist_cli.executors import InProcess
+
+    human.print(
+        f"{swept.folder.name}: {len(swept.runs)} runs in {len(swept.stacks)} "
+        f"stack{'s'[: len(swept.stacks) > 1]}: {report.experiment(swept.config)}"
+    )
+    labels = {
+        run.folder.name: trial.settings for run, trial in zip(swept.runs, swept.trials, strict=True)
+    }
+    display = Display(_console(stderr=True), labels)
+    try:
+        with display.live(), closing(swept.run(InProcess(datasets), datasets)) as events:
+            for event in events:
+                display.show(event)
+    except (KeyboardInterrupt, SystemExit) as interruption:
+        done = sum(run.status == "finished" for run in swept.runs)
+        told = f"{done} of {len(swept.runs)} runs are finished, finished epochs of the others saved"
+        _end_interrupted(interruption, swept.folder, told)
+    _draw(swept.folder)
+    summary = swept.summary()
+    for part in report.ranking(summary, swept.config.train.select):
+        human.print(part)
+    _show_reference(human, swept.config, swept.runs, swept.test)
+    if swept.winner:
+        human.print(f"{report.duration(summary['seconds'])} in all")
+        _tell_checkpoint(human, swept.folder.best)
+    if as_json:
+        _print_json(summary)
+    _exit_of_sweep(swept)
+
+
 def _show_reference(
     human: Console, config: Config, runs: Sequence["Run"], best: dict[str, float] | None = None
 ) -> None:
@@ -613,27 +662,11 @@ def _show_reference(
 
     if config.reference is None:
         return
-    measured = [(dict(run.config.settings()), run.records) for run in runs]
-    listing = report.reference_table(config.reference, measured, best)
+    measured = [(dict(run.config.settings()), run.figures) for run in runs]
+    listing = report.reference_table(config.reference, measured, best or {})
     if listing:
         human.print(f"published: {config.reference.source}")
         human.print(listing)
-
-
-def _show_sweep(human: Console, swept: "Sweep") -> None:
-    from mnist_cli import report
-
-    summary = swept.summary()
-    human.print(report.ranking_table(summary["trials"], swept.ranking, list(swept.config.sweep)))
-    _show_reference(human, swept.config, swept.runs, swept.test)
-    if best := summary["best"]:
-        human.print(
-            f"winner: {report.settings({axis: best[axis] for axis in swept.config.sweep})}: "
-            f"val acc {report.percent(best['val/acc'])}, "
-            f"test acc {report.percent(best['test/acc'])}, "
-            f"{report.duration(summary['seconds'])} in all"
-        )
-        _tell_checkpoint(human, swept.folder.best)
 
 
 def _tell_checkpoint(human: Console, path: Path) -> None:
@@ -641,29 +674,14 @@ def _tell_checkpoint(human: Console, path: Path) -> None:
     human.print(f"to evaluate it:  mnist eval --checkpoint {path}")
 
 
-def _save_run_plots(run: "Run") -> None:
-    from mnist_cli import plots, report
+def _draw(folder: store.RunDirectory) -> None:
+    """Draws the pictures of a finished run; what was trained is not lost if they cannot be."""
+    from mnist_cli import plots
 
-    title = f"{run.folder.name}\n{report.experiment(run.config)}"
-    best = run.best["epoch"] if run.best else None
-    plots.run_curves(run.folder.plots / "curves.png", title, run.records, best)
-
-
-def _save_sweep_plots(swept: "Sweep") -> None:
-    from mnist_cli import plots, report
-
-    title = f"{swept.folder.name}\n{report.experiment(swept.config)}"
-    folder = swept.folder.plots
-    curves = [
-        (trial.settings, run.records)
-        for trial, run in zip(swept.trials, swept.runs, strict=True)
-        if run.records
-    ]
-    if curves:
-        plots.sweep_curves(folder / "curves.png", title, curves)
-    trials = swept.summary()["trials"]
-    for axis in swept.config.sweep:
-        plots.accuracy_against(folder / f"accuracy-{axis}.png", title, axis, trials)
+    try:
+        plots.draw(folder)
+    except OSError as error:
+        print(f"warning: the pictures could not be drawn: {error}", file=sys.stderr)
 
 
 def _exit_of_sweep(swept: "Sweep") -> None:

@@ -5,6 +5,8 @@ from collections.abc import Callable
 import torch.nn.functional as F
 from torch import Tensor
 
+from mnist_cli import scratch
+
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -28,4 +30,23 @@ def nll(logits: Tensor, labels: Tensor) -> Tensor:
     return F.nll_loss(log_probabilities, labels.flatten(), reduction="none").view(labels.shape)
 
 
-LOSSES: dict[str, Loss] = {"cross_entropy": cross_entropy, "nll": nll}
+def scratch_nll(logits: Tensor, labels: Tensor) -> Tensor:
+    """`nll` without `torch.nn`, shapes as there."""
+    return scratch.nll(scratch.log_softmax(logits), labels)
+
+
+def scratch_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy of probabilities against one-hot targets, shapes as in `cross_entropy`.
+
+    The same number while no probability is rounded to 0; see `scratch.cross_entropy`.
+    """
+    targets = scratch.one_hot(labels, logits.shape[-1])
+    return scratch.cross_entropy(scratch.softmax(logits), targets)
+
+
+LOSSES: dict[str, Loss] = {
+    "cross_entropy": cross_entropy,
+    "nll": nll,
+    "scratch_nll": scratch_nll,
+    "scratch_cross_entropy": scratch_cross_entropy,
+}

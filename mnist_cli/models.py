@@ -12,7 +12,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mnist_cli.config.schema import CnnModel, LogisticModel, MlpModel
+from mnist_cli.config.schema import (
+    CnnModel,
+    CnnSequentialModel,
+    LogisticModel,
+    MlpModel,
+    ModelConfig,
+)
+from mnist_cli.scratch import SoftmaxRegression, TensorNet
 from mnist_cli.seeds import derive
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "sigmoid": nn.Sigmoid, "tanh": nn.Tanh}
@@ -59,16 +66,51 @@ class Cnn(nn.Module):
         return x.mean(dim=(2, 3))
 
 
+class CnnSequential(nn.Sequential):
+    """`Cnn` as one chain of layers: the same parameters in the same order, the same outputs."""
+
+    def __init__(self, config: CnnSequentialModel, shape: Shape, classes: int) -> None:
+        first, second = config.channels
+        super().__init__(
+            Reshape(shape),
+            nn.Conv2d(shape[0], first, kernel_size=3, stride=2, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(first, second, kernel_size=3, stride=2, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(second, classes, kernel_size=3, stride=2, padding=1),
+            nn.ReLU(),
+            nn.AdaptiveAvgPool2d(1),  # (batch, classes, 1, 1)
+            nn.Flatten(),  # (batch, classes)
+        )
+
+
+class Reshape(nn.Module):
+    """Gives every image of a batch a shape, so that rows of pixels will do as images too."""
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        self.shape = shape
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (batch, ...) to (batch, channels, height, width)."""
+        return images.reshape(-1, *self.shape)
+
+    def extra_repr(self) -> str:
+        """The shape, where the layer is printed."""
+        return str(self.shape)
+
+
 MODELS: dict[str, Callable[[Any, Shape, int], nn.Module]] = {
     "logistic": Logistic,
     "mlp": Mlp,
     "cnn": Cnn,
+    "cnn_sequential": CnnSequential,
+    "scratch": SoftmaxRegression,
+    "tensor_net": TensorNet,
 }
 
 
-def build(
-    config: LogisticModel | MlpModel | CnnModel, shape: Shape, classes: int, seed: int
-) -> nn.Module:
+def build(config: ModelConfig, shape: Shape, classes: int, seed: int) -> nn.Module:
     """A model in float32 on the CPU, its initial weights a function of the seed alone.
 
     torch initialises from its global generator, which is put back as it was.

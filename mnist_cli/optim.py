@@ -18,12 +18,15 @@ from torch.optim.lr_scheduler import (
     StepLR,
 )
 
-# `fused` is one kernel for the whole update; RMSprop has none.
+from mnist_cli.scratch import ScratchSGD
+
+# `fused` is one kernel for the whole update; the others have none.
 OPTIMIZERS: dict[str, tuple[Callable[..., Optimizer], dict[str, Any]]] = {
     "sgd": (SGD, {"fused": True}),
     "adam": (Adam, {"fused": True}),
     "adamw": (AdamW, {"fused": True}),
     "rmsprop": (RMSprop, {}),
+    "scratch_sgd": (ScratchSGD, {}),
 }
 
 

@@ -4,7 +4,7 @@ Accuracies are fractions in every file and per cent on every screen.
 """
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,9 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from mnist_cli import config as configs
 from mnist_cli.config import Config, MlpModel, Reference
+from mnist_cli.stats import Sample, Setting, distinct, rank
 from mnist_cli.store import RunDirectory
 
 if TYPE_CHECKING:
@@ -42,9 +44,11 @@ def table(*columns: str) -> Table:
 
 
 def value(number: Any) -> str:
-    """A setting as one would type it: 0.001, 1e-05, adam, [50, 100]."""
+    """A setting in short: 0.001, 1e-05, adam, and 50-100 for a list."""
     if number is None:
         return "-"
+    if isinstance(number, list | tuple):
+        return "-".join(value(item) for item in number)
     return f"{number:g}" if isinstance(number, float) else str(number)
 
 
@@ -112,42 +116,113 @@ def stack_line(records: Sequence[Record | None], labels: Sequence[str], epochs: 
     return f"epoch {first['epoch']:>{len(str(epochs))}}/{epochs}   val acc   {told}   {took}"
 
 
-def ranking_table(trials: Sequence[Record], order: Iterable[int], axes: Sequence[str]) -> Table:
-    """The runs of a sweep, best first, the winner marked.
+def ranking(summary: Record, select: str) -> Iterator[RenderableType]:
+    """What came of a sweep: its settings best first, the winner, and what can be said of it.
 
     Args:
-        trials: as in the sweep's summary, in the order asked for.
-        order: their indices, best first.
-        axes: the swept settings.
+        summary: of the sweep.
+        select: its `train.select`.
     """
-    made = table(
-        "", *(f">{axis_name(axis)}" for axis in axes), ">val acc", ">val loss", "status", "run"
+    trials = summary["trials"]
+    found = rank(trials, select)
+    yield _ranking_table(found, trials)
+    winner, best = found[0], summary["best"]
+    if not best or not winner.acc or not winner.loss:
+        return
+    told = settings(winner.values) or "all seeds"
+    if winner.acc.n == 1:
+        told += f": val acc {percent(winner.acc.mean)}, val loss {loss(winner.loss.mean)}"
+    else:
+        told += f": val acc {spread(winner.acc)} over {winner.acc.n} seeds; best {best['run']}"
+    if "test/acc" in best:
+        told += f"; test acc {percent(best['test/acc'])}"
+    yield f"winner: {told}" if len(found) > 1 else told
+    if len(found) > 1 and winner.acc.n > 1:
+        yield _verdict(winner, found[1:], select)
+
+
+def _verdict(winner: Setting, others: Sequence[Setting], select: str) -> str:
+    """Which settings the seeds cannot tell from the winner."""
+
+    def sample(setting: Setting) -> Sample | None:
+        return setting.loss if select == "loss" else setting.acc
+
+    best = sample(winner)
+    same = [
+        settings(other.values)
+        for other in others
+        if best and (own := sample(other)) and not distinct(best, own)
+    ]
+    if not same:
+        return "every other setting is worse at 95 % confidence"
+    return f"cannot be told from the winner at 95 % confidence: {'; '.join(same)}"
+
+
+def _ranking_table(found: Sequence[Setting], trials: Sequence[Record]) -> Table:
+    keys = list(found[0].values)
+    several = any(len(setting.trials) > 1 for setting in found)
+    measured = (
+        (">val acc", ">95 % interval", ">val loss", ">runs")
+        if several
+        else (">val acc", ">val loss", "status")
     )
-    for place, index in enumerate(order):
-        trial = trials[index]
-        won = place == 0 and trial["val/acc"] is not None
+    made = table(
+        "",
+        *(f">{axis_name(key)}" for key in keys),
+        *measured,
+        ">took",
+        "best run" if several else "run",
+    )
+    for place, setting in enumerate(found):
+        top = trials[setting.trials[0]]
+        seconds = max(trials[i].get("seconds") or 0.0 for i in setting.trials)
+        if several:
+            told: tuple[str, ...] = ("-", "-", "-")
+            if setting.acc and setting.loss:
+                told = (spread(setting.acc), interval(setting.acc), loss(setting.loss.mean))
+            lost = f" ({setting.lost} lost)" if setting.lost else ""
+            told += (f"{len(setting.trials)}{lost}",)
+        else:
+            told = (percent(top["val/acc"]), loss(top["val/loss"]), top["status"])
+        won = place == 0 and setting.acc is not None
         made.add_row(
             "★" if won else "",
-            *(value(trial[axis]) for axis in axes),
-            percent(trial["val/acc"]),
-            loss(trial["val/loss"]),
-            trial["status"],
-            trial["run"],
+            *(value(setting.values[key]) for key in keys),
+            *told,
+            duration(seconds) if seconds else "-",
+            top["run"],
             style="bold green" if won else None,
         )
     return made
 
 
+def spread(sample: Sample) -> str:
+    """Mean and standard deviation of accuracies: `95.21 ± 0.12 %`."""
+    if sample.n == 1:
+        return percent(sample.mean)
+    return f"{100 * sample.mean:.2f} ± {100 * sample.sd:.2f} %"
+
+
+def interval(sample: Sample) -> str:
+    """The 95 % t-interval of a mean accuracy."""
+    if sample.n == 1:
+        return "-"
+    low, high = max(sample.mean - sample.half, 0.0), min(sample.mean + sample.half, 1.0)
+    return f"{100 * low:.2f} to {100 * high:.2f} %"
+
+
 def reference_table(
     reference: Reference,
-    runs: Sequence[tuple[Mapping[str, Any], Sequence[Record]]],
-    best: Mapping[str, float] | None = None,
+    runs: Sequence[tuple[Mapping[str, Any], Callable[[str], Sequence[float]]]],
+    best: Mapping[str, float],
 ) -> Table | None:
     """Published figures beside the measured ones.
 
     Args:
         reference: the published figures.
-        runs: of each run its settings by dotted key and its records.
+        runs: of each run its settings by dotted key, and what gives its figures of a metric epoch
+        by
+            epoch.
         best: what was measured of the sweep's winner.
 
     Returns:
@@ -157,16 +232,16 @@ def reference_table(
     for published in reference.runs:
         when = published.when
         matching = [
-            records
-            for own, records in runs
-            if records and all(own.get(key) == item for key, item in when.items())
+            figures
+            for own, figures in runs
+            if all(own.get(key) == item for key, item in when.items())
         ]
         tolerance = reference.tolerance if published.tolerance is None else published.tolerance
         for metric, figure in published.figures.items():
-            measured = [[record[metric] for record in records] for records in matching]
+            measured = [found for figures in matching if (found := figures(metric))]
             _compare(made, settings(when), metric, figure, measured, tolerance.get(metric))
     for metric, figure in reference.best.items():
-        if best and metric in best:
+        if metric in best:
             allowed = reference.tolerance.get(metric)
             _compare(made, "the winner", metric, figure, [[best[metric]]], allowed)
     return made if made.row_count else None
@@ -177,11 +252,11 @@ def _compare(
     label: str,
     metric: str,
     published: float | tuple[float, ...],
-    measured: list[list[float]],
+    measured: Sequence[Sequence[float]],
     tolerance: float | None,
 ) -> None:
     """Adds the row of one figure; what is judged is its last epoch, over the runs that match."""
-    lasts = [run[-1] for run in measured if run[-1] is not None and math.isfinite(run[-1])]
+    lasts = [run[-1] for run in measured if math.isfinite(run[-1])]
     if not lasts:
         return
     fraction = metric.endswith("acc")
@@ -199,7 +274,7 @@ def _compare(
     else:
         told, found, final = show(published), show(fmean(lasts)), published
     if len(lasts) > 1:
-        found += f" ± {show(stdev(lasts))} (n={len(lasts)})"
+        found += f" ± {show(stdev(lasts))} (n = {len(lasts)})"
     difference = fmean(lasts) - final
     # The difference of two percentages is in percentage points.
     shown = ("+" if difference >= 0 else "") + show(difference, " pp")
@@ -278,14 +353,9 @@ def run_page(run: RunDirectory) -> Iterator[RenderableType]:
         "folder": run.path,
     }
     yield "\n".join(f"{key:<9}{item}" for key, item in facts.items() if item)
-    if trials := summary.get("trials"):
-        fixed = ("run", "status", "val/loss", "val/acc")
-        axes = [key for key in trials[0] if key not in fixed]
-        order = sorted(
-            range(len(trials)),
-            key=lambda i: (-(trials[i]["val/acc"] or -1), trials[i]["val/loss"] or 0),
-        )
-        yield ranking_table(trials, order, axes)
+    if summary.get("trials"):
+        select = configs.load_text(run.config_text(), str(run.path)).train.select
+        yield from ranking(summary, select)
     if records := run.metrics():
         made = table(">epoch", ">train loss", ">train acc", ">val loss", ">val acc", ">lr", ">took")
         best = (summary.get("best") or {}).get("epoch")

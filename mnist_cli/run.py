@@ -15,14 +15,14 @@ from mnist_cli import config as configs
 from mnist_cli import store
 from mnist_cli.checkpoint import Checkpoint
 from mnist_cli.config import Config
-from mnist_cli.data.dataset import Dataset, load
+from mnist_cli.data.dataset import Dataset, Split, form, load, scale
 from mnist_cli.errors import INTERRUPTIONS, UsageError
 from mnist_cli.losses import LOSSES
 from mnist_cli.models import build
 from mnist_cli.optim import build_optimizer, build_scheduler
 from mnist_cli.stack import Stack
 from mnist_cli.store import RunDirectory, Status
-from mnist_cli.train import Record, Training, evaluate, train
+from mnist_cli.train import Record, Training, evaluate, probabilities, train
 
 DTYPES = {"fp32": torch.float32, "fp64": torch.float64}
 
@@ -84,6 +84,7 @@ class Run:
     Attributes:
         records: one per epoch.
         best: the record of the best epoch, if any epoch was finite.
+        final: what was measured once after the last epoch (with `train.eval_train`).
         seconds: how long it has trained, with the stack it is part of.
     """
 
@@ -92,6 +93,7 @@ class Run:
     status: Status = "running"
     records: list[Record] = field(default_factory=list)
     best: Record | None = None
+    final: dict[str, float] = field(default_factory=dict)
     seconds: float = 0.0
     meta: dict[str, Any] = field(default_factory=dict)
 
@@ -104,8 +106,14 @@ class Run:
             "epochs": len(self.records),
             "seconds": round(self.seconds, 3),
             "best": best and {key: best[key] for key in ("epoch", "val/loss", "val/acc")},
+            **({"final": self.final} if self.final else {}),
             "checkpoint": str(self.folder.best) if best else None,
         }
+
+    def figures(self, metric: str) -> list[float]:
+        """A metric epoch by epoch; the last one measured with the final weights, if it was."""
+        found = [float(record[metric]) for record in self.records if metric in record]  # type: ignore[literal-required]
+        return [*found[:-1], self.final[metric]] if metric in self.final else found
 
     def end(self, status: Status, error: str | None = None) -> None:
         """Says in the folder how the run ended."""
@@ -117,14 +125,21 @@ class Run:
         self.folder.write_summary(self.summary())
 
 
-def better(a: Record, b: Record | None) -> bool:
-    """Whether record `a` is better than `b`: higher validation accuracy, then lower loss.
+def goodness(record: Record, select: str) -> tuple[float, float]:
+    """How good an epoch is, by `train.select`: accuracy, then loss; or loss alone."""
+    if select == "loss":
+        return -record["val/loss"], 0.0
+    return record["val/acc"], -record["val/loss"]
+
+
+def better(a: Record, b: Record | None, select: str = "acc") -> bool:
+    """Whether epoch `a` is better than `b`.
 
     What is not finite is never better than anything, and anything finite is better than nothing.
     """
     if not (math.isfinite(a["val/loss"]) and math.isfinite(a["val/acc"])):
         return False
-    return b is None or (a["val/acc"], -a["val/loss"]) > (b["val/acc"], -b["val/loss"])
+    return b is None or goodness(a, select) > goodness(b, select)
 
 
 @contextmanager
@@ -190,6 +205,11 @@ class StackRun:
         for records in train(self.training):
             elapsed = time.perf_counter() - began
             yield [self._commit(r, record, elapsed) for r, record in enumerate(records)]
+        if self.runs[0].config.train.eval_train:
+            measured = evaluate(self.training.stack, self.training.data.train, self.training.loss)
+            for run, loss, accuracy in zip(self.runs, *measured, strict=True):
+                if run.status == "running":
+                    run.final = {"train/loss": loss, "train/acc": accuracy}
 
     def _open(self, run: Run) -> None:
         data, device = self.training.data, self.training.stack.device
@@ -221,7 +241,7 @@ class StackRun:
             metrics=dict(record),
             model=self.training.stack.state_dict(replica),
         )
-        if better(record, run.best):
+        if better(record, run.best, run.config.train.select):
             run.best = record
             checkpoints.save(run.folder.best, state)
         checkpoints.save(run.folder.last, self._resumable(state, replica))
@@ -244,6 +264,23 @@ class StackRun:
         return Checkpoint(**{**vars(state), "resume": resume})
 
 
+def restore(state: Checkpoint, config: Config) -> Stack:
+    """A checkpoint's model, ready to use on the device of a config: a stack of one.
+
+    Args:
+        state: the checkpoint.
+        config: its config, or one that differs in data of the same shape and in device.
+
+    Raises:
+        CheckpointError: the weights are not those of the config's model.
+        UsageError: the device is not there.
+    """
+    shape, classes = form(config.data)
+    model = build(config.model, shape, len(classes), config.train.seed)
+    checkpoints.fit(model, state)
+    return Stack([model], resolve_device(config.train.device), DTYPES[config.train.precision])
+
+
 def measure(
     state: Checkpoint, config: Config, split: str, datasets: Datasets
 ) -> tuple[float, float, int]:
@@ -262,10 +299,81 @@ def measure(
         CheckpointError: the weights are not those of the config's model.
         MnistError: the data or the device are not there.
     """
+    stack = restore(state, config)
     data = datasets.get(config)
-    model = build(config.model, data.shape, len(data.classes), config.train.seed)
-    checkpoints.fit(model, state)
-    stack = Stack([model], data.train.images.device, DTYPES[config.train.precision])
-    images = {"train": data.train, "val": data.val, "test": data.test}[split]
+    images = data.split(split)
     (loss,), (accuracy,) = evaluate(stack, images, LOSSES[config.loss.name])
     return loss, accuracy, len(images)
+
+
+@torch.no_grad()
+def predict(state: Checkpoint, config: Config, images: np.ndarray) -> list[dict[str, float]]:
+    """What a checkpoint takes images for.
+
+    Args:
+        state: the checkpoint.
+        config: its config, or one that differs in device.
+        images: uint8, shape (n, channels, height, width), as the data set has them.
+
+    Returns:
+        The probability of each class by its name, n times.
+
+    Raises:
+        CheckpointError: the weights are not those of the config's model.
+        UsageError: the device is not there.
+    """
+    stack = restore(state, config)
+    pixels = torch.from_numpy(images).to(stack.device)
+    everything = torch.arange(len(pixels), device=stack.device)
+    split = Split(pixels, labels=everything, scale=scale(config.data))  # nobody knows the labels
+    batch, _ = split.batch(everything[None], stack.dtype)
+    stack.eval()
+    rows = stack(batch)[0].double().softmax(-1).tolist()
+    classes = form(config.data)[1]
+    return [dict(zip(classes, row, strict=True)) for row in rows]
+
+
+@dataclass(frozen=True)
+class Classified:
+    """What a checkpoint makes of a split.
+
+    Attributes:
+        images: uint8, shape (n, channels, height, width).
+        labels: the true classes, int64, shape (n,).
+        guesses: the most probable classes, int64, shape (n,).
+        confidences: their probabilities, float64, shape (n,).
+        classes: the name of each class.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+    guesses: np.ndarray
+    confidences: np.ndarray
+    classes: tuple[str, ...]
+
+    @property
+    def counts(self) -> np.ndarray:
+        """How often each class (rows) was taken for each (columns), shape (classes, classes)."""
+        table = np.zeros((len(self.classes), len(self.classes)), np.int64)
+        np.add.at(table, (self.labels, self.guesses), 1)
+        return table
+
+    def mistakes(self, most: int) -> np.ndarray:
+        """Where the mistakes are that it was surest of, surest first, `most` at most."""
+        wrong = np.flatnonzero(self.labels != self.guesses)
+        return wrong[np.argsort(-self.confidences[wrong], kind="stable")][:most]
+
+
+def classify(state: Checkpoint, config: Config, split: str, datasets: Datasets) -> Classified:
+    """Every image of a split as a checkpoint sees it; arguments and errors as `measure`."""
+    stack = restore(state, config)
+    data = datasets.get(config)
+    images = data.split(split)
+    confidences, guesses = probabilities(stack, images)[0].max(-1)
+    return Classified(
+        images=images.images.cpu().numpy(),
+        labels=images.labels.cpu().numpy(),
+        guesses=guesses.cpu().numpy(),
+        confidences=confidences.cpu().numpy(),
+        classes=data.classes,
+    )

@@ -81,7 +81,7 @@ class RunDirectory:
         Raises:
             UsageError: the folder has none.
         """
-        path = self.path / "config.yaml"
+        path = self.path / ("sweep.yaml" if self.is_sweep else "config.yaml")
         try:
             return path.read_text()
         except (OSError, UnicodeDecodeError) as error:

@@ -16,6 +16,7 @@ from mnist_cli.config import Config, with_settings
 from mnist_cli.errors import INTERRUPTIONS, UsageError
 from mnist_cli.executors import Event, Executor
 from mnist_cli.run import Datasets, Run, measure
+from mnist_cli.stats import Setting, rank
 
 if TYPE_CHECKING:
     from mnist_cli.store import Status
@@ -99,17 +100,19 @@ class Sweep:
         config: the config with its sweep section.
         root: the runs directory.
         name: what its folder is called, before the number.
+        test: whether the winner is measured on the test split at the end.
 
     Raises:
         UsageError: nothing is swept, or the folder cannot be made.
         ConfigError: a combination is not a valid config.
     """
 
-    def __init__(self, config: Config, root: Path, name: str) -> None:
+    def __init__(self, config: Config, root: Path, name: str, *, test: bool = True) -> None:
         self.config = config
+        self._measure_test = test
         self.trials = expand(config)
         self.stacks = group(self.trials)
-        self.folder = store.create(root, f"{name}-sweep")
+        self.folder = store.create(root, name)
         self.folder.write_config(configs.dump(config), "sweep.yaml")
         self.runs = [
             Run(trial.config, store.create_trial(self.folder, trial.index)) for trial in self.trials
@@ -143,40 +146,38 @@ class Sweep:
             self._save()
 
     @property
-    def ranking(self) -> list[int]:
-        """Indices of the runs, best first: higher validation accuracy, then lower loss.
-
-        Runs without a finite epoch come last, in the order asked for.
-        """
-
-        def key(index: int) -> tuple[float, float]:
-            best = self.runs[index].best
-            return (-best["val/acc"], best["val/loss"]) if best else (1.0, 0.0)
-
-        return sorted(range(len(self.runs)), key=key)
+    def settings(self) -> list[Setting]:
+        """The settings tried, best first; the runs of one differ in nothing but their seed."""
+        return rank([self._row(trial) for trial in self.trials], self.config.train.select)
 
     @property
     def winner(self) -> Run | None:
-        """The best run, if any run had a finite epoch."""
-        best = self.runs[self.ranking[0]]
-        return best if best.best else None
+        """The best run of the winning setting, if any run had a finite epoch."""
+        run = self.runs[self.settings[0].trials[0]]
+        return run if run.best else None
 
     def summary(self) -> dict[str, Any]:
         """What `sweep --json` prints and summary.json holds."""
-        winner = self.winner
+        best = self.trials[self.settings[0].trials[0]]
         return {
             "sweep": self.folder.name,
             "status": self.status,
             "seconds": round(time.perf_counter() - self._began, 3),
             "trials": [self._row(trial) for trial in self.trials],
-            "best": self._row(self.trials[self.ranking[0]]) | self.test if winner else None,
+            "best": self._row(best) | self.test if self.winner else None,
             "checkpoint": str(self.folder.best) if self.folder.best.exists() else None,
         }
 
     def _row(self, trial: Trial) -> dict[str, Any]:
         run = self.runs[trial.index]
-        measured = {key: run.best[key] if run.best else None for key in ("val/loss", "val/acc")}
-        return {"run": run.folder.name, "status": run.status, **trial.settings, **measured}
+        return {
+            "run": run.folder.name,
+            "status": run.status,
+            **trial.settings,
+            "val/loss": run.best["val/loss"] if run.best else None,
+            "val/acc": run.best["val/acc"] if run.best else None,
+            "seconds": round(run.seconds, 3),
+        }
 
     def _finish(self, datasets: Datasets) -> None:
         statuses = {run.status for run in self.runs}
@@ -186,6 +187,8 @@ class Sweep:
             self.status = "diverged" if statuses == {"diverged"} else "finished"
         if winner := self.winner:
             files.replace(self.folder.best, winner.folder.best.read_bytes())
+            if not self._measure_test:
+                return
             state = checkpoints.load(self.folder.best)
             loss, accuracy, _ = measure(state, winner.config, "test", datasets)
             self.test = {"test/loss": loss, "test/acc": accuracy}

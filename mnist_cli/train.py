@@ -152,14 +152,25 @@ def evaluate(stack: Stack, split: Split, loss: Loss) -> tuple[list[float], list[
     Returns:
         Mean losses and fractions of images whose highest logit is the right one, R of each.
     """
-    stack.eval()
     loss_sum = torch.zeros(stack.replicas, dtype=torch.float64, device=stack.device)
     correct = torch.zeros(stack.replicas, dtype=torch.int64, device=stack.device)
-    everything = torch.arange(len(split), device=stack.device)[None]
-    for index in everything.split(max(1, EVAL_IMAGES // stack.replicas), dim=1):
-        images, labels = split.batch(index, stack.dtype)
-        logits = stack(images)  # (R, B, classes)
-        labels = labels.expand(logits.shape[:2])
+    for logits, labels in _passed(stack, split):
         loss_sum += loss(logits, labels).sum(1)
         correct += (logits.argmax(-1) == labels).sum(1)
     return (loss_sum / len(split)).tolist(), (correct / len(split)).tolist()
+
+
+@torch.no_grad()
+def probabilities(stack: Stack, split: Split) -> Tensor:
+    """How probable every replica finds each class of each image: float64, (R, images, classes)."""
+    return torch.cat([logits.double().softmax(-1) for logits, _ in _passed(stack, split)], dim=1)
+
+
+def _passed(stack: Stack, split: Split) -> Iterator[tuple[Tensor, Tensor]]:
+    """A split in large batches: logits (R, batch, classes) and labels (R, batch)."""
+    stack.eval()
+    everything = torch.arange(len(split), device=stack.device)[None]
+    for index in everything.split(max(1, EVAL_IMAGES // stack.replicas), dim=1):
+        images, labels = split.batch(index, stack.dtype)
+        logits = stack(images)
+        yield logits, labels.expand(logits.shape[:2])

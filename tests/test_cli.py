@@ -135,7 +135,9 @@ def test_sweep_ranks_marks_and_tests_the_winner(mnist: Mnist, runs: Path) -> Non
     assert "★" in rows[0]
     assert "0.01" in rows[0]
     assert "★" not in rows[1]
-    assert re.search(r"winner: lr 0.01: val acc [\d.]+ %, test acc [\d.]+ %", ended.out)
+    assert re.search(
+        r"winner: lr 0\.01: val acc [\d.]+ %, val loss [\d.]+; test acc [\d.]+ %", ended.out
+    )
     folder = runs / "mlp-sweep-0001"
     assert sorted(path.name for path in folder.iterdir()) == [
         "best.pt", "meta.json", "plots", "summary.json", "sweep.yaml", "trials",
@@ -154,9 +156,15 @@ def test_sweep_json(mnist: Mnist, runs: Path) -> None:
     asked = [(trial["optimizer.lr"], trial["train.seed"]) for trial in result["trials"]]
     assert asked == [(1e-2, 0), (1e-2, 1), (1e-4, 0), (1e-4, 1)]
     assert list(result["trials"][0]) == [
-        "run", "status", "optimizer.lr", "train.seed", "val/loss", "val/acc",
+        "run", "status", "optimizer.lr", "train.seed", "val/loss", "val/acc", "seconds",
     ]  # fmt: skip
-    best = max(result["trials"], key=lambda t: (t["val/acc"], -t["val/loss"]))
+    # The winner is the best run of the setting with the best mean.
+    means = {
+        rate: sum(t["val/acc"] for t in result["trials"] if t["optimizer.lr"] == rate)
+        for rate in (1e-2, 1e-4)
+    }
+    assert means[1e-2] > means[1e-4]
+    best = max(result["trials"][:2], key=lambda t: (t["val/acc"], -t["val/loss"]))
     assert {key: result["best"][key] for key in best} == best
     assert set(result["best"]) - set(best) == {"test/acc", "test/loss"}
     tested = mnist("eval", "--checkpoint", result["checkpoint"], "--json").json
@@ -482,3 +490,57 @@ def test_the_module_is_the_command() -> None:
         [sys.executable, "-m", "mnist_cli", "--version"], capture_output=True, text=True, check=True
     )
     assert re.fullmatch(r"mnist \d+\.\d+\.\d+\n", done.stdout)
+
+
+# ------------------------------------------------------------------------------------- seeds
+
+
+def test_seeds_give_means_spreads_and_a_verdict(mnist: Mnist) -> None:
+    ended = mnist("sweep", *SMALL, "--lrs", "1e-2,1.1e-2,1e-5", "--seeds", "3")
+    assert ended.code == 0
+    rows = [line for line in ended.out.splitlines() if "trials/" in line and "%" in line]
+    assert re.search(r"★ .* [\d.]+ ± [\d.]+ % +[\d.]+ to [\d.]+ % +[\d.]+ +3 ", rows[0])
+    assert re.search(
+        r"winner: lr 0\.01\d?: val acc [\d.]+ ± [\d.]+ % over 3 seeds; best ", ended.out
+    )
+    verdict = next(line for line in ended.out.splitlines() if "at 95 % confidence" in line)
+    assert "1e-05" not in verdict
+    assert re.fullmatch(r"cannot be told from the winner at 95 % confidence: lr 0\.01\d?", verdict)
+
+
+def test_train_with_seeds_is_the_same_run_several_times(mnist: Mnist, runs: Path) -> None:
+    ended = mnist("train", *SMALL, "--seeds", "0,5", "--json")
+    assert ended.code == 0
+    assert [trial["train.seed"] for trial in ended.json["trials"]] == [0, 5]
+    assert "test/acc" not in ended.json["best"]  # the test split stays closed to `train`
+    assert ended.json["sweep"] == "mlp-seeds-0001"
+    assert mnist("train", *SMALL, "--seeds", "2", "--seed", "1").code == 2
+
+
+def test_select_loss_and_eval_train(mnist: Mnist, runs: Path) -> None:
+    mnist("train", *SMALL, "train.select=loss", "train.eval_train=true")
+    run = RunDirectory(runs / "mlp-0001")
+    summary, records = run.summary(), run.metrics()
+    assert summary["best"]["val/loss"] == min(record["val/loss"] for record in records)
+    # Measured with the final weights, and so better than the running mean of the last epoch.
+    assert summary["final"]["train/loss"] < records[-1]["train/loss"]
+    ended = mnist("eval", "--checkpoint", str(run.last), "--split", "train", "--json")
+    assert ended.json["loss"] == pytest.approx(summary["final"]["train/loss"])
+    assert ended.json["acc"] == summary["final"]["train/acc"]
+
+
+def test_plot_draws_everything_from_the_folder_alone(mnist: Mnist, runs: Path) -> None:
+    mnist("sweep", *SMALL, "--lrs", "1e-5,1e-2", "--seeds", "2", "--grid", "model=logistic,mlp")
+    folder = runs / "mlp-sweep-0001"
+    wanted = {"curves", "accuracy-optimizer.lr", "accuracy-model", "confusion-val", "mistakes-val"}
+    for picture in (folder / "plots").iterdir():
+        picture.unlink()
+    ended = mnist("plot", "mlp-sweep-0001")
+    assert ended.code == 0, ended.err
+    assert {Path(line).stem for line in ended.out.splitlines()} == wanted
+    assert {path.stem for path in (folder / "plots").iterdir()} == wanted
+    ended = mnist("plot", "mlp-sweep-0001/trials/000", "--split", "test")
+    assert {Path(line).stem for line in ended.out.splitlines()} == {
+        "curves", "confusion-test", "mistakes-test",
+    }  # fmt: skip
+    assert mnist("plot", "nothing").code == 2

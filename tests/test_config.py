@@ -103,7 +103,8 @@ def test_every_mistake_is_told_at_once_in_the_order_of_the_file() -> None:
         "a.yaml:5:3: optimizer.momentum: not a setting of adam (sgd, rmsprop have it)\n"
         "   5 |   momentum: 0.9\n"
         "     |   ^^^^^^^^\n"
-        "a.yaml:6:8: model: must be logistic, mlp or cnn, got 'mpl'; did you mean 'mlp'?\n"
+        "a.yaml:6:8: model: must be logistic, mlp, cnn, cnn_sequential, scratch or tensor_net, "
+        "got 'mpl'; did you mean 'mlp'?\n"
         "   6 | model: mpl\n"
         "     |        ^^^\n"
         "a.yaml:7:1: scheduler.step_size: is missing and has no default\n"
@@ -131,7 +132,7 @@ def test_every_mistake_is_told_at_once_in_the_order_of_the_file() -> None:
         ("train: {device: 0}", "train.device: must be text, got 0; put it in quotes"),
         ("train: {seed: 99999999999999999999}", "train.seed: must be less than 92233720368547758"),
         ("train: {epochs: 1, steps: 1}", "train: epochs and steps are both given; set one of"),
-        ("optimizer: {name: 5}", "optimizer.name: must be sgd, adam, adamw or rmsprop, got 5"),
+        ("optimizer: {name: 5}", "must be sgd, adam, adamw, rmsprop or scratch_sgd, got 5"),
         ("optimizer: {lr: '1e-3'}", "optimizer.lr: must be a number, got '1e-3'"),
         ("optimizer: {lr: .nan}", "optimizer.lr: must be a finite number, got nan"),
         ("optimizer: {eps: .inf}", "optimizer.eps: must be a finite number, got inf"),
@@ -543,7 +544,7 @@ def test_published_runs_are_recognised_by_the_values_of_the_schema() -> None:
         ("optimizer.l: 1", "reference.runs[0].when.optimizer.l: unknown setting; did you mean"),
         ("optimizer.lr: -1", "reference.runs[0].when.optimizer.lr: must be greater than 0"),
         ("model: cnn", "reference.runs[0].when.model: is no setting of data, model"),
-        ("model.channels: [1, 2]", "runs[0].when.model.channels: not a setting of mlp (cnn has"),
+        ("model.channels: [1, 2]", "runs[0].when.model.channels: not a setting of mlp (cnn, cnn_s"),
     ],
 )
 def test_a_published_run_that_cannot_be_is_told(when: str, error: str) -> None:

@@ -72,7 +72,8 @@ configs = st.fixed_dictionaries(
         "model": st.just("logistic")
         | section("mlp", depth=st.integers(1, 5), width=st.integers(8, 2**40), dropout=share)
         | section("mlp", hidden=st.lists(positive, max_size=4) | st.none())
-        | section("cnn", channels=st.lists(positive, min_size=2, max_size=2)),
+        | section("cnn", channels=st.lists(positive, min_size=2, max_size=2))
+        | section("tensor_net", hidden=st.lists(positive, max_size=4)),
         "loss": section("nll", reduction=st.sampled_from(["mean", "sum"])),
         "optimizer": section("adam", **adam)
         | section("adamw", **adam)
@@ -153,7 +154,9 @@ def test_the_committed_schema_is_up_to_date() -> None:
 def test_the_schema_describes_settings_and_knows_bare_names() -> None:
     schema = json_schema()
     model = schema["properties"]["model"]["anyOf"]
-    assert model[0] == {"enum": ["logistic", "mlp", "cnn"]}
+    assert model[0] == {
+        "enum": ["logistic", "mlp", "cnn", "cnn_sequential", "scratch", "tensor_net"]
+    }
     assert schema["properties"]["scheduler"]["anyOf"][0] == {"enum": ["constant"]}
     assert schema["$defs"]["MlpModel"]["required"] == []
     assert schema["$defs"]["CnnModel"]["required"] == ["name"]

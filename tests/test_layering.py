@@ -11,9 +11,10 @@ PACKAGE = Path(mnist_cli.__file__).parent
 
 # Lowest first; a file may import from its own line's package and from earlier lines.
 LINE = [
-    ("errors", "seeds", "files"),
+    ("errors", "seeds", "files", "stats"),
     ("config",),
     ("store",),
+    ("scratch",),
     ("data", "losses", "models", "optim"),
     ("stack",),
     ("train",),
@@ -27,7 +28,18 @@ LINE = [
     ("__main__",),
 ]
 RANK = {name: rank for rank, names in enumerate(LINE) for name in names}
-NO_TORCH = {"errors", "seeds", "files", "config", "store", "report", "plots", "cli", "__main__"}
+NO_TORCH = {
+    "errors",
+    "seeds",
+    "files",
+    "stats",
+    "config",
+    "store",
+    "report",
+    "plots",
+    "cli",
+    "__main__",
+}
 NO_RICH = {name for name in RANK if RANK[name] < RANK["report"]}
 
 

@@ -5,7 +5,16 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mnist_cli.config.schema import CnnModel, LogisticModel, MlpModel
+from mnist_cli.config.schema import (
+    CnnModel,
+    CnnSequentialModel,
+    LogisticModel,
+    MlpModel,
+    ModelConfig,
+    ScratchModel,
+    TensorNetModel,
+    variants,
+)
 from mnist_cli.losses import cross_entropy, nll
 from mnist_cli.models import MODELS, Dropout, build, count_parameters
 from mnist_cli.seeds import derive
@@ -25,17 +34,20 @@ SHAPE = (1, 28, 28)
         ),
         (MlpModel(name="mlp", hidden=(50, 100)), 784 * 50 + 50 * 100 + 100 * 10 + 160),
         (CnnModel(name="cnn"), 9 * 16 + 16 + 16 * 16 * 9 + 16 + 16 * 10 * 9 + 10),
+        (CnnSequentialModel(name="cnn_sequential"), 3930),
+        (ScratchModel(name="scratch"), 7850),
+        (TensorNetModel(name="tensor_net"), 784 * 50 + 50 * 100 + 100 * 10 + 160),
     ],
     ids=lambda value: getattr(value, "name", None),
 )
-def test_sizes(config: LogisticModel | MlpModel | CnnModel, parameters: int) -> None:
+def test_sizes(config: ModelConfig, parameters: int) -> None:
     model = build(config, SHAPE, 10, seed=0)
     assert count_parameters(model) == parameters
     assert model(torch.zeros(3, *SHAPE)).shape == (3, 10)
 
 
 def test_every_model_of_the_schema_can_be_built() -> None:
-    assert set(MODELS) == {"logistic", "mlp", "cnn"}
+    assert set(MODELS) == set(variants("model"))
 
 
 def test_initial_weights_are_a_function_of_the_seed_and_leave_torch_as_it_was() -> None:
@@ -59,6 +71,20 @@ def test_the_cnn_is_the_one_written_out_by_hand() -> None:
     by_hand = nn.Sequential(*layers, nn.AvgPool2d(4), nn.Flatten())
     images = torch.rand(7, *SHAPE)
     torch.testing.assert_close(model(images), by_hand(images))
+
+
+def test_both_forms_of_the_cnn_are_the_same_network() -> None:
+    module = build(CnnModel(name="cnn"), SHAPE, 10, seed=3)
+    chain = build(CnnSequentialModel(name="cnn_sequential"), SHAPE, 10, seed=3)
+    images, labels = torch.rand(7, *SHAPE), torch.arange(7)
+    assert torch.equal(module(images), chain(images))
+    assert torch.equal(module(images), chain(images.flatten(1)))  # its first layer reshapes
+    for model in (module, chain):
+        F.cross_entropy(model(images), labels).backward()
+    for a, b in zip(module.parameters(), chain.parameters(), strict=True):
+        assert torch.equal(a, b)
+        assert a.grad is not None
+        torch.testing.assert_close(a.grad, b.grad)
 
 
 def test_dropout_drops_the_share_it_says_and_keeps_the_mean() -> None:

@@ -24,6 +24,9 @@ MODELS: dict[str, dict[str, Any]] = {
     "mlp-sigmoid": {"name": "mlp", "hidden": [8], "activation": "sigmoid"},
     "mlp-dropout": {"name": "mlp", "width": 16, "activation": "tanh", "dropout": 0.5},
     "cnn": {"name": "cnn", "channels": [4, 4]},
+    "cnn-sequential": {"name": "cnn_sequential", "channels": [4, 4]},
+    "scratch": {"name": "scratch"},
+    "tensor-net": {"name": "tensor_net", "hidden": [8, 6]},
 }
 # What the config says, and what the plain loop does instead: the two are written apart on purpose.
 OPTIMIZERS: dict[str, tuple[dict[str, Any], Any]] = {
@@ -44,6 +47,7 @@ OPTIMIZERS: dict[str, tuple[dict[str, Any], Any]] = {
         {"name": "rmsprop", "momentum": 0.5, "centered": True},
         lambda p, lr: torch.optim.RMSprop(p, lr=lr, momentum=0.5, centered=True),
     ),
+    "scratch-sgd": ({"name": "scratch_sgd"}, lambda p, lr: torch.optim.SGD(p, lr=lr)),
 }
 SCHEDULERS: dict[str, tuple[dict[str, Any], Any]] = {
     "constant": ({"name": "constant"}, lambda o: torch.optim.lr_scheduler.LambdaLR(o, lambda _: 1)),
@@ -172,7 +176,7 @@ def test_any_number_of_replicas_and_orders(replicas: int, shared: bool, data: Da
         assert_same(stack, r, state)
 
 
-@pytest.mark.parametrize("loss", ["cross_entropy", "nll"])
+@pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 def test_every_loss_and_reduction(loss: str, reduction: str, data: Dataset) -> None:
     config = config_of("mlp", "sgd", "constant", loss={"name": loss, "reduction": reduction})

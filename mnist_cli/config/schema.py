@@ -135,12 +135,36 @@ class MlpModel(Section):
         return tuple(self.width >> i for i in range(self.depth - 1))
 
 
-class CnnModel(Section):
+class _CnnLike(Section):
+    name: str
+    channels: Annotated[tuple[Positive, Positive], Field(strict=False)] = (16, 16)
+    """Channels after the first and the second convolution; the third has one per class."""
+
+
+class CnnModel(_CnnLike):
     """Three 3x3 convolutions of stride 2, ReLU after each, then the mean over the last map."""
 
     name: Literal["cnn"]
-    channels: Annotated[tuple[Positive, Positive], Field(strict=False)] = (16, 16)
-    """Channels after the first and the second convolution; the third has one per class."""
+
+
+class CnnSequentialModel(_CnnLike):
+    """The network of `cnn`, written as one `nn.Sequential`."""
+
+    name: Literal["cnn_sequential"]
+
+
+class ScratchModel(Section):
+    """The network of `logistic`, by tensor operations alone."""
+
+    name: Literal["scratch"]
+
+
+class TensorNetModel(Section):
+    """A multi-layer perceptron by tensor operations alone, a sigmoid after every hidden layer."""
+
+    name: Literal["tensor_net"]
+    hidden: Annotated[tuple[Positive, ...], Field(strict=False)] = (50, 100)
+    """Hidden widths one by one."""
 
 
 # ---------------------------------------------------------------------------------------- loss
@@ -149,8 +173,9 @@ class CnnModel(Section):
 class LossConfig(Section):
     """The loss of a batch."""
 
-    name: Literal["cross_entropy", "nll"]
-    """`cross_entropy` on logits, or `nll` on their log-softmax: the same numbers."""
+    name: Literal["cross_entropy", "nll", "scratch_nll", "scratch_cross_entropy"]
+    """`cross_entropy` on logits, or `nll` on their log-softmax: the same numbers. `scratch_nll` is
+    `nll` by tensor operations alone; `scratch_cross_entropy` is on their softmax, likewise."""
     reduction: Literal["mean", "sum"] = "mean"
     """What the gradient is of: the mean over the batch or the sum. Reported losses are means."""
 
@@ -209,6 +234,13 @@ class RmspropOptimizer(Section):
     centered: bool = False
 
 
+class ScratchSgdOptimizer(Section):
+    """Plain gradient descent, the update written out."""
+
+    name: Literal["scratch_sgd"]
+    lr: LearningRate = 1e-3
+
+
 # ----------------------------------------------------------------------------------- scheduler
 
 
@@ -257,6 +289,12 @@ class TrainConfig(Section):
     """Batches, instead of `epochs`."""
     seed: Seed = 0
     """Seed of the initial weights, the order of batches and dropout."""
+    select: Literal["acc", "loss"] = "acc"
+    """What makes an epoch the best: the highest validation accuracy (of equal ones the lowest
+    loss), or the lowest validation loss."""
+    eval_train: bool = False
+    """Whether loss and accuracy on the training images are measured once more at the end, with the
+    final weights; those of an epoch are running means over weights that change."""
     precision: Literal["fp32", "fp64"] = "fp32"
     """Floating-point type of weights and activations."""
     device: Annotated[str, Field(pattern=DEVICE_PATTERN)] = "auto"
@@ -323,10 +361,12 @@ def _named(default: str) -> BeforeValidator:
 
 DataConfig = Annotated[ImageData | SyntheticData, Field(discriminator="name"), _named("mnist")]
 ModelConfig = Annotated[
-    LogisticModel | MlpModel | CnnModel, Field(discriminator="name"), _named("mlp")
+    LogisticModel | MlpModel | CnnModel | CnnSequentialModel | ScratchModel | TensorNetModel,
+    Field(discriminator="name"),
+    _named("mlp"),
 ]
 OptimizerConfig = Annotated[
-    SgdOptimizer | AdamOptimizer | AdamWOptimizer | RmspropOptimizer,
+    SgdOptimizer | AdamOptimizer | AdamWOptimizer | RmspropOptimizer | ScratchSgdOptimizer,
     Field(discriminator="name"),
     _named("adam"),
 ]

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mnist_cli.config.schema import ImageData, SyntheticData
+from mnist_cli.config.schema import DataConfig, ImageData, SyntheticData
 from mnist_cli.data.catalog import DATASETS
 from mnist_cli.data.prepared import Arrays, prepare
 from mnist_cli.seeds import derive
@@ -63,6 +63,10 @@ class Dataset:
     val: Split
     test: Split
 
+    def split(self, name: str) -> Split:
+        """A split by name: `train`, `val` or `test`."""
+        return {"train": self.train, "val": self.val, "test": self.test}[name]
+
     @property
     def shape(self) -> tuple[int, int, int]:
         """(channels, height, width) of one image."""
@@ -84,21 +88,35 @@ def load(
         DataError: it is missing and cannot be fetched, or is not what it should be.
     """
     if isinstance(config, SyntheticData):
-        classes, holdout = tuple("0123456789"), config.size // 7
-        arrays = synthesize(config.size, config.seed)
+        holdout, arrays = config.size // 7, synthesize(config.size, config.seed)
     else:
-        spec = DATASETS[config.name]
-        classes, holdout = spec.classes, spec.holdout
-        arrays = prepare(config.name, report=report)
+        holdout, arrays = DATASETS[config.name].holdout, prepare(config.name, report=report)
     splits = {
         name: Split(
             torch.from_numpy(images).to(device),
             torch.from_numpy(labels.astype(np.int64)).to(device),
-            scale=255 if config.normalize else 1,
+            scale=scale(config),
         )
         for name, (images, labels) in _split(arrays, config, holdout).items()
     }
+    classes = form(config)[1]
     return Dataset(name=config.name, classes=classes, sha256=arrays.sha256, **splits)
+
+
+def form(config: DataConfig) -> tuple[tuple[int, int, int], tuple[str, ...]]:
+    """The shape (channels, height, width) of an image and the name of each class.
+
+    Nothing is fetched or read for it: a model can be built without its data.
+    """
+    if isinstance(config, SyntheticData):
+        return (1, 28, 28), tuple("0123456789")
+    spec = DATASETS[config.name]
+    return spec.shape, spec.classes
+
+
+def scale(config: DataConfig) -> float:
+    """What a pixel of 0..255 is divided by."""
+    return 255 if config.normalize else 1
 
 
 def epoch_order(seed: int, epoch: int, images: int, shuffle: bool) -> Tensor:

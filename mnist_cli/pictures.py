@@ -1,0 +1,225 @@
+"""A person's own picture files, made into what a model takes.
+
+Grey pictures are prepared as their data set was. For MNIST: the digit is cut out, fitted into 20x20
+pixels keeping its proportions, and placed on 28x28 with its centre of mass at the centre. What is
+ink and what is paper is found from the picture: whichever of dark and light the border and most of
+the picture are is the paper. A picture in colour is squared and scaled down.
+
+A picture comes from anywhere, so only the formats below are tried, and sizes are bounded.
+"""
+
+import stat
+import warnings
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageFilter, ImageOps, UnidentifiedImageError
+
+from mnist_cli.errors import UsageError
+
+# Not all that Pillow knows: for EPS, say, it would start another program.
+FORMATS = ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM")
+MAX_BYTES = 64 << 20
+WORKING_SIZE = 1024  # larger pictures are scaled down first: ink is found as well, much faster
+SMALL_SIZE = 128  # at which dust cannot be seen, and ink can
+MIN_CONTRAST = 24  # of 255: paper that a scanner or a camera saw is not of one grey either
+FAINTEST = 0.15  # of the ink's darkness: what is less does not count when the ink is cut out
+THIN, USUAL = 1.6, 2.4  # pixels: strokes of 1 in 20 of MNIST's digits, and of most
+
+# How an image of each data set lies in its field: the box it was fitted into, of 28x28, and whether
+# its centre of mass is at the centre, or that of the box.
+BOXES = {"mnist": (20, True), "synthetic": (20, True), "fashion_mnist": (28, False)}
+BOXES["kmnist"] = BOXES["fashion_mnist"]
+
+BOX = Image.Resampling.BOX  # the mean of what a pixel covers
+Grey = npt.NDArray[np.float64]
+Bytes = npt.NDArray[np.uint8]
+
+
+def prepare(path: Path, data: str, shape: tuple[int, int, int]) -> Bytes:
+    """A picture file as an image of a data set.
+
+    Args:
+        path: the file.
+        data: the name of the data set.
+        shape: (channels, height, width) of its images.
+
+    Returns:
+        uint8 pixels of that shape.
+
+    Raises:
+        UsageError: the file cannot be read, or there is no ink in the picture.
+    """
+    picture = _read(path)
+    if shape[0] == 3:
+        square = ImageOps.fit(_on_white(picture), (shape[2], shape[1]), Image.Resampling.BICUBIC)
+        return np.ascontiguousarray(np.asarray(square).transpose(2, 0, 1))
+    ink = _ink(_grey(picture))
+    if ink is None:
+        raise UsageError(
+            f"{path}: nothing is drawn in it, or too faintly", "give a picture of dark on light"
+        )
+    box, by_mass = BOXES[data]
+    return _placed(_fitted(ink, box), shape[1], by_mass)[None]
+
+
+# -------------------------------------------------------------------------------- from the file
+
+
+def _read(path: Path) -> Image.Image:
+    """The first picture in a file, upright, in mode L, RGB or RGBA, no larger than it need be."""
+    hint = f"formats: {', '.join(FORMATS)}"
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}") from error
+    if not stat.S_ISREG(status.st_mode):
+        kind = "a directory" if stat.S_ISDIR(status.st_mode) else "not a regular file"
+        raise UsageError(f"{path}: {kind}, not a picture", hint)
+    if status.st_size > MAX_BYTES:
+        raise UsageError(f"{path}: {status.st_size:,} bytes is too large for a picture")
+    try:
+        # Pillow warns of oddities that do no harm here, and of one thing that does.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path, formats=FORMATS) as picture:
+                picture.draft(None, (WORKING_SIZE, WORKING_SIZE))  # a large JPEG is decoded smaller
+                plain = _plain(ImageOps.exif_transpose(picture))
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+        raise UsageError(
+            f"{path}: has more than {Image.MAX_IMAGE_PIXELS or 0:,} pixels", "scale it down"
+        ) from error
+    except UnidentifiedImageError as error:
+        raise UsageError(f"{path}: not a picture of a format that is read here", hint) from error
+    except Exception as error:  # noqa: BLE001 - decoders raise anything on a damaged file
+        raise UsageError(f"{path}: a damaged picture: {error or type(error).__name__}") from error
+    plain.thumbnail((WORKING_SIZE, WORKING_SIZE), BOX)
+    return plain
+
+
+def _plain(picture: Image.Image) -> Image.Image:
+    """The same picture in mode L, RGB or RGBA."""
+    if picture.mode.startswith(("I", "F")):  # 16 or 32 bits of grey, of which 8 are enough
+        values = np.asarray(picture, np.float64)
+        top = 65535 if picture.mode.startswith("I") else max(1.0, np.abs(values).max())
+        return Image.fromarray((values / top * 255).clip(0, 255).astype(np.uint8))
+    if picture.has_transparency_data:
+        return picture.convert("RGBA")
+    return picture.convert("L" if picture.mode in ("1", "L") else "RGB")
+
+
+def _on_white(picture: Image.Image) -> Image.Image:
+    """In colour, what is transparent made white."""
+    if picture.mode != "RGBA":
+        return picture.convert("RGB")
+    white = Image.new("RGBA", picture.size, "white")
+    return Image.alpha_composite(white, picture).convert("RGB")
+
+
+def _grey(picture: Image.Image) -> Grey:
+    """One number for each pixel, shape (height, width), 0..255, in which ink and paper differ most.
+
+    That is the colour with the most contrast (yellow on white is hardly seen in grey, but in
+    blue), or the opacity, where all that can be seen is of one colour.
+    """
+    colours = np.asarray(picture.convert("RGBA"), np.float64)
+    colours, alpha = colours[..., :3], colours[..., 3]
+    seen = colours[alpha >= 128]
+    if len(seen) == 0 or (alpha.min() < 128 and seen.std(0).max() < MIN_CONTRAST / 2):
+        return alpha
+    paper = np.median(seen, axis=0)
+    colours = paper + (colours - paper) * alpha[..., None] / 255
+    return colours[..., colours.std(axis=(0, 1)).argmax()]
+
+
+# -------------------------------------------------------------------------------------- the ink
+
+
+def _ink(grey: Grey) -> Grey | None:
+    """How much ink is where, 0..1: paper 0, full ink 1, edges as grey as they were.
+
+    Returns:
+        Shape (height, width), cut out so that ink touches every side; None if there is none.
+    """
+    # Lamps and windows light paper from one side, so it is a plane and not level. First as the whole
+    # picture has it, to tell ink from paper; then as the paper has it.
+    light = _above_threshold(_flattened(grey, np.ones(grey.shape, bool)))
+    border = np.concatenate([light[0], light[-1], light[1:-1, 0], light[1:-1, -1]])
+    if border.mean() + light.mean() > 1:
+        grey, light = 255 - grey, ~light
+    if not light.any():
+        return None
+    height = _flattened(grey, ~light)
+    grain = 3 * 1.4826 * np.median(np.abs(height[~light]))  # three standard deviations
+    full = np.percentile(height[light], 75) - grain
+    if full < MIN_CONTRAST:
+        return None
+    ink = _without_dust(((height - grain) / full).clip(0, 1))
+    rows, columns = ((ink > FAINTEST).any(axis).nonzero()[0] for axis in (1, 0))
+    return ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+
+
+def _without_dust(ink: Grey) -> Grey:
+    """Paper where nothing is to be seen of the ink when the picture is small."""
+    picture = Image.fromarray(ink.astype(np.float32))
+    small = picture.copy()
+    small.thumbnail((SMALL_SIZE, SMALL_SIZE), BOX)
+    darkness = np.asarray(small)
+    seen = Image.fromarray(darkness > FAINTEST * darkness.max()).convert("L")
+    near = seen.filter(ImageFilter.MaxFilter(3)).resize(picture.size, Image.Resampling.NEAREST)
+    return np.where(np.asarray(near), ink, 0)
+
+
+def _flattened(grey: Grey, paper: npt.NDArray[np.bool_]) -> Grey:
+    """How far each pixel is above the plane through the paper; half of the paper's are above it."""
+    places = np.stack([np.ones(grey.shape), *np.indices(grey.shape)], axis=-1)
+    height: Grey = grey - places @ np.linalg.lstsq(places[paper], grey[paper])[0]
+    return height - np.median(height[paper])
+
+
+def _above_threshold(grey: Grey) -> npt.NDArray[np.bool_]:
+    """The lighter of the two parts that have the most variance between them (Otsu's method)."""
+    counts, edges = np.histogram(grey, 256)
+    below = counts.cumsum()[:-1]
+    above = grey.size - below
+    mass = (counts * edges[:-1]).cumsum()
+    between = below * above * (mass[:-1] / below - (mass[-1] - mass[:-1]) / above) ** 2
+    return grey >= edges[1 + between.argmax()]
+
+
+def _fitted(ink: Grey, box: int) -> Grey:
+    """Scaled, antialiased, so that the longer side is `box` pixels and the darkest pixel is 1."""
+    height, width = ink.shape
+    ratio = box / max(height, width)
+    size = max(1, round(width * ratio)), max(1, round(height * ratio))
+    small = _thickened(ink, box).resize(size, BOX)
+    fitted = np.asarray(small, np.float64)
+    return (fitted / fitted.max()).clip(0, 1)
+
+
+def _thickened(ink: Grey, box: int) -> Image.Image:
+    """The strokes of a thin pen made as thick as MNIST's are, once they are scaled to the box."""
+    fine = Image.fromarray(ink.astype(np.float32))
+    fine = fine.resize([max(1, round(4 * box * n / max(fine.size))) for n in fine.size], BOX)
+    inside = np.pad(np.asarray(fine) > 0.5, 1)
+    edge = np.count_nonzero(np.diff(inside, axis=0)) + np.count_nonzero(np.diff(inside, axis=1))
+    # A long stroke has two edges; counted along rows and columns they are 4 / pi too long.
+    width = 2 * np.count_nonzero(inside) / max(1, edge * np.pi / 4)
+    if width < 4 * THIN:
+        fine = fine.filter(ImageFilter.MaxFilter(1 + 2 * round((4 * USUAL - width) / 2)))
+    return fine
+
+
+def _placed(ink: Grey, field: int, by_mass: bool) -> Bytes:
+    """On a field of field x field pixels, its centre of mass (or itself) at the centre."""
+    placed = np.zeros((field, field), np.uint8)
+    corner = []
+    for axis, length in enumerate(ink.shape):
+        # MNIST's centre of 28 pixels is pixel 14.
+        centre = ink.sum(1 - axis) @ np.arange(length) / ink.sum() if by_mass else length / 2
+        corner.append(min(max(round(field / 2 - centre), 0), field - length))
+    (top, left), (height, width) = corner, ink.shape
+    placed[top : top + height, left : left + width] = np.rint(ink * 255)
+    return placed
