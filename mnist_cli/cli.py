@@ -24,6 +24,7 @@ from mnist_cli.config import Config, ConfigError, Flag, Loaded
 from mnist_cli.errors import CheckpointError, MnistError, RunError, SweepError, UsageError
 
 if TYPE_CHECKING:
+    from mnist_cli import pictures
     from mnist_cli.run import Datasets, Run
     from mnist_cli.sweep import Sweep
 
@@ -82,6 +83,9 @@ RunsDir = Annotated[
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
+CheckpointOption = Annotated[
+    Path, typer.Option("--checkpoint", metavar="FILE", help="A best.pt or last.pt.")
+]
 SplitName = Literal["train", "val", "test"]
 
 
@@ -287,9 +291,7 @@ def sweep(
 @app.command("eval")
 def evaluate(
     overrides: Overrides = None,
-    checkpoint: Annotated[
-        Path, typer.Option("--checkpoint", metavar="FILE", help="A best.pt or last.pt.")
-    ] = Path("best.pt"),
+    checkpoint: CheckpointOption = Path("best.pt"),
     split: Annotated[SplitName, typer.Option("--split", help="Which images.")] = "test",
     device: Device = None,
     runs_dir: RunsDir = None,
@@ -300,7 +302,7 @@ def evaluate(
     A bare file name that is not here is that file of the newest run or sweep.
     """
     human = _human(as_json)
-    path = _find_checkpoint(checkpoint, store.runs_root(runs_dir))
+    path = _find_checkpoint(checkpoint, store.runs_root(runs_dir), human)
 
     from mnist_cli import checkpoint as checkpoints
     from mnist_cli import report
@@ -308,8 +310,6 @@ def evaluate(
 
     state = checkpoints.load(path)
     settings = _checkpoint_config(state.config, path, overrides or (), _flags(device=device))
-    if path != checkpoint:
-        human.print(f"{checkpoint} is not here; taking the newest: {path}")
     loss, accuracy, count = measure(state, settings, split, Datasets(_console(stderr=True).print))
     data = settings.data
     human.print(
@@ -327,6 +327,94 @@ def evaluate(
                 "acc": accuracy,
             }
         )
+
+
+@app.command()
+def predict(
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Picture files.")],
+    checkpoint: CheckpointOption = Path("best.pt"),
+    device: Device = None,
+    runs_dir: RunsDir = None,
+    as_json: Json = False,
+) -> None:
+    """Say what a checkpoint takes your own pictures for.
+
+    They may be of any size, photographed, scanned or drawn, dark on light or light on dark. If one
+    cannot be read the others are predicted all the same, and the exit code is 2.
+    """
+    human = _human(as_json)
+    path = _find_checkpoint(checkpoint, store.runs_root(runs_dir), human)
+
+    import numpy as np
+
+    from mnist_cli import checkpoint as checkpoints
+    from mnist_cli import report
+    from mnist_cli.data.dataset import form
+    from mnist_cli.run import predict
+
+    state = checkpoints.load(path)
+    settings = _checkpoint_config(state.config, path, (), _flags(device=device))
+    shape, _ = form(settings.data)
+    prepared = [_prepared(image, settings.data.name, shape) for image in images]
+    read = [pixels for pixels in prepared if not isinstance(pixels, UsageError)]
+    found = iter(predict(state, settings, np.stack(read)) if read else ())
+    rows: list[dict[str, Any]] = []
+    for image, pixels in zip(images, prepared, strict=True):
+        if isinstance(pixels, UsageError):
+            _say_error(pixels)
+            rows.append({"image": str(image), "error": pixels.message})
+            continue
+        probabilities = next(found)
+        human.print(report.prediction(str(image), probabilities))
+        top = max(probabilities, key=probabilities.__getitem__)
+        rows.append(
+            {
+                "image": str(image),
+                "class": top,
+                "probability": probabilities[top],
+                "probabilities": probabilities,
+            }
+        )
+    if as_json:
+        _print_json(rows)
+    if len(read) < len(images):
+        raise typer.Exit(UsageError.exit_code)
+
+
+@app.command("import")
+def import_weights(
+    weights: Annotated[
+        Path,
+        typer.Argument(
+            metavar="WEIGHTS",
+            help="A pickled dict of NumPy arrays, .npz, .safetensors, or a torch state dict.",
+        ),
+    ],
+    overrides: Overrides = None,
+    config: ConfigOption = None,
+    runs_dir: RunsDir = None,
+    as_json: Json = False,
+) -> None:
+    """Make weights trained elsewhere a checkpoint of the config's model; no code of them runs.
+
+    Their names and shapes are the model's own; or W1 b1 W2 b2 ..., W of shape (inputs, outputs),
+    for a network of linear layers. If they want pixels of 0..255, add data.normalize=false.
+    """
+    loaded = configs.load(config, overrides or ())
+    human = _human(as_json)
+    _tell_origin(loaded)
+
+    from mnist_cli import foreign
+
+    found = foreign.read(weights)
+    folder, rounded = foreign.adopt(found, loaded.config, store.runs_root(runs_dir))
+    told = f"{weights} ({found.format}, {len(found.tensors)} arrays)"
+    human.print(f"{folder.name}: the {loaded.config.model.name} of {told}")
+    if rounded:
+        human.print(f"note: they were rounded to {loaded.config.train.precision}")
+    _tell_checkpoint(human, folder.best)
+    if as_json:
+        _print_json(folder.summary())
 
 
 # -------------------------------------------------------------------------------------- runs
@@ -614,8 +702,11 @@ def _tell_origin(loaded: Loaded) -> None:
     if loaded.is_preset:
         human.print(f"config: the shipped {loaded.origin}")
     if loaded.reference_dropped_by:
-        changed = ", ".join(loaded.reference_dropped_by)
-        human.print(f"published figures are of another experiment and not shown: {changed} differ")
+        keys = loaded.reference_dropped_by
+        # Another optimizer has other settings: its name says it.
+        named = {key.removesuffix(".name") for key in keys if key.endswith(".name")}
+        told = [key for key in keys if key.endswith(".name") or key.split(".")[0] not in named]
+        human.print(f"published figures are of another experiment, by {', '.join(told)}: not shown")
     if loaded.config.data.split == "official":
         human.print("note: the test set validates (data.split: official), so selection sees it")
 
@@ -704,10 +795,12 @@ def _end_interrupted(
     raise typer.Exit(code if isinstance(code, int) else 130) from None
 
 
-def _find_checkpoint(path: Path, root: Path) -> Path:
+def _find_checkpoint(path: Path, root: Path, human: Console) -> Path:
+    """That file; or if it is not there and is a bare name, that file of the newest run."""
     if path.exists() or path.is_symlink():
         return path
     if path.name == str(path) and (newest := store.newest_checkpoint(root, path.name)):
+        human.print(f"{path} is not here; taking the newest: {newest}")
         return newest
     hint = "`mnist runs list` shows the runs there are"
     raise CheckpointError(f"{path}: there is no such file", hint)
@@ -716,14 +809,40 @@ def _find_checkpoint(path: Path, root: Path) -> Path:
 def _checkpoint_config(
     saved: dict[str, Any], path: Path, overrides: Sequence[str], flags: Sequence[Flag]
 ) -> Config:
-    """The config of a checkpoint with what may be set anew: its data and its device."""
+    """The config of a checkpoint with what may be set anew: its device and its data.
+
+    Raises:
+        ConfigError: a value is not valid.
+        UsageError: something else is set, or the images of the new data are of another shape.
+    """
     for text in overrides:
         key = text.partition("=")[0]
         if "=" in text and not key.startswith(("data.", "train.device")):
             raise UsageError(
                 f"{key}: a checkpoint's own", "only data.* and train.device can change"
             )
-    return configs.load_saved(saved, str(path), overrides, flags)
+    from mnist_cli.data.dataset import form
+
+    own = configs.load_saved(saved, str(path)).data
+    settings = configs.load_saved(saved, str(path), overrides, flags)
+    (had, _), (has, _) = form(own), form(settings.data)
+    if had != has:
+        raise UsageError(
+            f"data.name: the images of {settings.data.name} are {'x'.join(map(str, has))}, "
+            f"but {path} is for those of {own.name}, {'x'.join(map(str, had))}",
+            "choose a data set whose images have the same shape",
+        )
+    return settings
+
+
+def _prepared(image: Path, data: str, shape: tuple[int, int, int]) -> "pictures.Bytes | UsageError":
+    """A picture as an image of a data set, or why it cannot be one."""
+    from mnist_cli import pictures
+
+    try:
+        return pictures.prepare(image, data, shape)
+    except UsageError as error:
+        return error
 
 
 def _known_data(name: str) -> None:

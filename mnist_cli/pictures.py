@@ -93,7 +93,7 @@ def _read(path: Path) -> Image.Image:
         ) from error
     except UnidentifiedImageError as error:
         raise UsageError(f"{path}: not a picture of a format that is read here", hint) from error
-    except Exception as error:  # noqa: BLE001 - decoders raise anything on a damaged file
+    except Exception as error:  # decoders raise anything on a damaged file
         raise UsageError(f"{path}: a damaged picture: {error or type(error).__name__}") from error
     plain.thumbnail((WORKING_SIZE, WORKING_SIZE), BOX)
     return plain
@@ -143,21 +143,22 @@ def _ink(grey: Grey) -> Grey | None:
     Returns:
         Shape (height, width), cut out so that ink touches every side; None if there is none.
     """
-    # Lamps and windows light paper from one side, so it is a plane and not level. First as the whole
-    # picture has it, to tell ink from paper; then as the paper has it.
-    light = _above_threshold(_flattened(grey, np.ones(grey.shape, bool)))
+    # Light comes from one side, so paper is a plane and not level: first as the whole picture has
+    # it, to tell ink from paper; then as the paper has it.
+    flat = _flattened(grey, np.ones(grey.shape, bool))
+    if np.ptp(flat) < MIN_CONTRAST:
+        return None
+    light = _above_threshold(flat)
     border = np.concatenate([light[0], light[-1], light[1:-1, 0], light[1:-1, -1]])
     if border.mean() + light.mean() > 1:
         grey, light = 255 - grey, ~light
-    if not light.any():
-        return None
     height = _flattened(grey, ~light)
     grain = 3 * 1.4826 * np.median(np.abs(height[~light]))  # three standard deviations
     full = np.percentile(height[light], 75) - grain
     if full < MIN_CONTRAST:
         return None
     ink = _without_dust(((height - grain) / full).clip(0, 1))
-    rows, columns = ((ink > FAINTEST).any(axis).nonzero()[0] for axis in (1, 0))
+    rows, columns = (np.flatnonzero((ink > FAINTEST).any(axis)) for axis in (1, 0))
     return ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
 
 
@@ -186,7 +187,8 @@ def _above_threshold(grey: Grey) -> npt.NDArray[np.bool_]:
     above = grey.size - below
     mass = (counts * edges[:-1]).cumsum()
     between = below * above * (mass[:-1] / below - (mass[-1] - mass[:-1]) / above) ** 2
-    return grey >= edges[1 + between.argmax()]
+    lighter: npt.NDArray[np.bool_] = grey >= edges[1 + between.argmax()]
+    return lighter
 
 
 def _fitted(ink: Grey, box: int) -> Grey:
@@ -194,9 +196,8 @@ def _fitted(ink: Grey, box: int) -> Grey:
     height, width = ink.shape
     ratio = box / max(height, width)
     size = max(1, round(width * ratio)), max(1, round(height * ratio))
-    small = _thickened(ink, box).resize(size, BOX)
-    fitted = np.asarray(small, np.float64)
-    return (fitted / fitted.max()).clip(0, 1)
+    fitted: Grey = np.asarray(_thickened(ink, box).resize(size, BOX), np.float64)
+    return fitted / np.max(fitted)
 
 
 def _thickened(ink: Grey, box: int) -> Image.Image:
@@ -208,7 +209,8 @@ def _thickened(ink: Grey, box: int) -> Image.Image:
     # A long stroke has two edges; counted along rows and columns they are 4 / pi too long.
     width = 2 * np.count_nonzero(inside) / max(1, edge * np.pi / 4)
     if width < 4 * THIN:
-        fine = fine.filter(ImageFilter.MaxFilter(1 + 2 * round((4 * USUAL - width) / 2)))
+        more = round((4 * USUAL - width) / 2)  # on either side
+        fine = ImageOps.expand(fine, more).filter(ImageFilter.MaxFilter(1 + 2 * more))
     return fine
 
 

@@ -326,10 +326,11 @@ def _sample(values: Sequence[float]) -> Sample:
 
 
 def _final_train(run: RunDirectory) -> float:
-    """Training accuracy with the final weights, else the last epoch's running mean."""
-    final = run.summary().get("final", {})
-    records = run.metrics()
-    return _number(final.get("train/acc", records[-1]["train/acc"] if records else None))
+    """Training accuracy with the final weights, else the last epoch's running mean; NaN if lost."""
+    final, records = run.summary().get("final", {}), run.metrics()
+    if not records or records[-1]["train/loss"] is None:
+        return math.nan
+    return _number(final.get("train/acc", records[-1]["train/acc"]))
 
 
 def _number(found: float | None) -> float:

@@ -82,6 +82,11 @@ def axis_name(key: str) -> str:
     return "data seed" if key == "data.seed" else setting or section
 
 
+def counted(number: int | None, thing: str) -> str:
+    """`1 epoch`, `3 epochs`; nothing for none."""
+    return f"{number:,} {thing}{'s' * (number != 1)}" if number else ""
+
+
 def settings(pairs: Mapping[str, Any]) -> str:
     """Settings in one phrase: `lr 0.001, seed 3`."""
     return ", ".join(f"{axis_name(key)} {value(item)}" for key, item in pairs.items())
@@ -295,9 +300,7 @@ def experiment(config: Config) -> str:
         shape = {"hidden": "-".join(str(units) for units in model.widths) or "none"}
         shape |= {"activation": model.activation} if model.activation != "relu" else {}
         shape |= {"dropout": model.dropout} if model.dropout else {}
-    length = (
-        f"{config.train.epochs} epochs" if config.train.epochs else f"{config.train.steps} steps"
-    )
+    length = counted(config.train.epochs, "epoch") or counted(config.train.steps, "step")
     swept = config.sweep.get("optimizer.lr")
     rate = f"lr {value(optimizer.lr)}" if swept is None else f"{len(swept)} learning rates"
     parts = [
@@ -373,6 +376,14 @@ def run_page(run: RunDirectory) -> Iterator[RenderableType]:
         yield made
     if summary.get("checkpoint"):
         yield f"to evaluate it: mnist eval --checkpoint {summary['checkpoint']}"
+
+
+def prediction(image: str, probabilities: Mapping[str, float]) -> str:
+    """What a picture is taken for, and the next two classes it might be."""
+    ranked = sorted(probabilities.items(), key=lambda pair: pair[1], reverse=True)
+    (top, chance), rest = ranked[0], ranked[1:3]
+    others = ", ".join(f"{name} {percent(p, 1)}" for name, p in rest)
+    return f"{image}: {top} ({percent(chance, 1)}; then {others})"
 
 
 def image_row(images: np.ndarray, labels: Sequence[str], width: int) -> Text:

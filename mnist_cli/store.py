@@ -19,7 +19,7 @@ from mnist_cli import __version__, files
 from mnist_cli.errors import UsageError
 
 SCHEMA = 1  # of meta.json and summary.json
-Status = Literal["running", "finished", "diverged", "failed", "interrupted"]
+Status = Literal["running", "finished", "diverged", "failed", "interrupted", "imported"]
 
 
 def runs_root(given: Path | None) -> Path:

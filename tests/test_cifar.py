@@ -28,7 +28,7 @@ def archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         noise = random.integers(0, 60, (PER_BATCH, 3, 1024))
         colours = np.stack([labels * 19, 171 - labels * 19, labels % 3 * 60], axis=1)
         pixels = (noise + colours[:, :, None]).astype(np.uint8).reshape(PER_BATCH, 3072)
-        batch = {b"batch_label": b"one", b"labels": labels.tolist(), b"data": pixels, b"filenames": []}
+        batch = {b"batch_label": b"one", b"labels": labels.tolist(), b"data": pixels}
         batches[name] = pickle.dumps(batch, protocol=2)
     stream = io.BytesIO()
     with tarfile.open(fileobj=stream, mode="w:gz") as tar:
@@ -46,8 +46,13 @@ def archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         train={name: md5[name] for name in known.train},
         test={name: md5[name] for name in known.test},
     )
-    counts = {"train": 5 * PER_BATCH, "test": PER_BATCH, "holdout": PER_BATCH}
-    spec = replace(DATASETS["cifar10"], archives=(made,), **counts)
+    spec = replace(
+        DATASETS["cifar10"],
+        archives=(made,),
+        train=5 * PER_BATCH,
+        test=PER_BATCH,
+        holdout=PER_BATCH,
+    )
     monkeypatch.setitem(DATASETS, "cifar10", spec)
     return folder
 

@@ -31,3 +31,20 @@ def test_the_first_run_needs_nothing_but_its_name(mnist: Mnist) -> None:
     assert ended.code == 0
     assert ended.json["n"] == 7000
     assert ended.json["acc"] > 0.9
+
+
+@pytest.mark.parametrize(
+    ("config", "options", "judged"),
+    [
+        ("ffnn", ("--seeds", "3"), 3),  # E2: a single seed may lie just outside, as one draw may
+        ("cnn", (), 1),  # E3
+        ("scratch", (), 1),  # E3, by tensors alone
+    ],
+)
+def test_other_experiments_are_within_their_tolerances(
+    mnist: Mnist, config: str, options: tuple[str, ...], judged: int
+) -> None:
+    ended = mnist("train", "--config", config, *options)
+    assert ended.code == 0, ended.err
+    assert "NO, ±" not in ended.out
+    assert ended.out.count("yes, ±") == judged

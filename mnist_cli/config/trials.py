@@ -75,16 +75,17 @@ def checked_sweep(root: Node, problems: list[Problem]) -> dict[str, tuple[Any, .
         return {}
     experiment = _experiment(root)
     _, faults = check(experiment)
-    known = {(fault.key, fault.message) for fault in faults}
+    # A section that is wrong anyway need not be wrong once more for each value tried in it.
+    broken = {fault.key.partition(".")[0] for fault in faults}
     return {
-        key: tuple(_axis(experiment, known, key, axis, problems))
+        key: tuple(_axis(experiment, broken, key, axis, problems))
         for key, axis in axes.value.items()
         if isinstance(axis.value, list)
     }
 
 
 def _axis(
-    experiment: Node, known: set[tuple[str, str]], key: str, axis: Node, problems: list[Problem]
+    experiment: Node, broken: set[str], key: str, axis: Node, problems: list[Problem]
 ) -> Iterator[Any]:
     """The values of one axis as the schema makes them."""
     dotted = f"sweep.{key}"
@@ -106,7 +107,7 @@ def _axis(
             if inside or fault.where == axis.key:
                 where = fault.where if inside else item.where
                 problems.append(replace(fault, where=where, key=f"sweep.{fault.key}"))
-            elif (fault.key, fault.message) not in known:
+            elif fault.key.partition(".")[0] not in broken:
                 message = f"does not go with the rest: {fault.key}: {fault.message}"
                 problems.append(replace(fault, where=item.where, key=dotted, message=message))
         if config:
