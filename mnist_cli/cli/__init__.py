@@ -1,0 +1,93 @@
+"""The command line: parse, call one function, print.
+
+torch is imported inside the commands that need it, so that help and errors come at once.
+"""
+
+import signal
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Annotated, NoReturn
+
+import typer
+
+from mnist_cli import __version__
+from mnist_cli.cli import checkpoints, configs, data, runs, training
+from mnist_cli.cli.screen import say_error
+from mnist_cli.errors import MnistError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # plain help comes in half the time
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Train small image classifiers from a YAML config, sweep settings, evaluate the best.",
+    epilog="--debug, anywhere on the command line, shows the traceback of an error.",
+)
+app.command("train")(training.train)
+app.command("sweep")(training.sweep)
+app.command("eval")(checkpoints.evaluate)
+app.command("predict")(checkpoints.predict)
+app.command("import")(checkpoints.import_weights)
+app.add_typer(runs.app, name="runs")
+app.command("plot")(runs.plot)
+app.add_typer(configs.app, name="config")
+app.add_typer(data.app, name="data")
+
+
+def main() -> NoReturn:
+    """The command `mnist`."""
+    sys.exit(run_command(sys.argv[1:]))
+
+
+def run_command(argv: Sequence[str]) -> int:
+    """Runs one command line; every way it can end becomes an exit code and a sentence.
+
+    Returns:
+        The exit code.
+    """
+    debug = "--debug" in argv
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        code = app(
+            [argument for argument in argv if argument != "--debug"],
+            prog_name="mnist",
+            standalone_mode=False,
+        )
+    except (MnistError, typer.TyperException) as error:
+        if debug:
+            traceback.print_exc()
+        return say_error(error)
+    except SystemExit as ended:
+        return ended.code if isinstance(ended.code, int) else 1
+    except BrokenPipeError:
+        sys.stdout = None  # whoever read it has gone, and Python would complain when it flushes
+        return 1
+    except Exception as error:  # noqa: BLE001 - the last line of defence against a traceback
+        if debug:
+            traceback.print_exc()
+        print(f"error: {type(error).__name__}: {error}", file=sys.stderr)
+        print("hint: this should not happen; --debug shows where it did", file=sys.stderr)
+        return 1
+    return code if isinstance(code, int) else 0
+
+
+def _terminate(signum: int, _frame: object) -> NoReturn:
+    """SIGTERM ends a command as Ctrl-C does: what was finished is saved, and the folder says so."""
+    raise SystemExit(128 + signum)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"mnist {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    pass

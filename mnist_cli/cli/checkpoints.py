@@ -1,0 +1,210 @@
+"""`mnist eval`, `mnist predict` and `mnist import`: what is done with weights."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from mnist_cli import config as configs
+from mnist_cli import store
+from mnist_cli.cli.options import (
+    CheckpointOption,
+    ConfigOption,
+    Device,
+    Json,
+    Overrides,
+    RunsDir,
+    SplitName,
+    given,
+)
+from mnist_cli.cli.screen import (
+    console,
+    human_console,
+    print_json,
+    say_error,
+    tell_checkpoint,
+    tell_origin,
+)
+from mnist_cli.config import Config, Flag
+from mnist_cli.errors import CheckpointError, UsageError
+
+if TYPE_CHECKING:
+    from mnist_cli import pictures
+
+
+def evaluate(
+    overrides: Overrides = None,
+    checkpoint: CheckpointOption = Path("best.pt"),
+    split: Annotated[SplitName, typer.Option("--split", help="Which images.")] = "test",
+    device: Device = None,
+    runs_dir: RunsDir = None,
+    as_json: Json = False,
+) -> None:
+    """Measure a checkpoint. It knows its own config; data.* and train.device may be set anew.
+
+    A bare file name that is not here is that file of the newest run or sweep.
+    """
+    human = human_console(as_json)
+    path = _find_checkpoint(checkpoint, store.runs_root(runs_dir), human)
+
+    from mnist_cli import checkpoint as checkpoints
+    from mnist_cli import report
+    from mnist_cli.run import Datasets, measure
+
+    state = checkpoints.load(path)
+    settings = _checkpoint_config(state.config, path, overrides or (), given(device=device))
+    loss, accuracy, count = measure(state, settings, split, Datasets(console(stderr=True).print))
+    data = settings.data
+    human.print(
+        f"{split} accuracy {report.percent(accuracy)}, loss {report.loss(loss)} "
+        f"({count:,} images, {data.name} {data.split} split)"
+    )
+    if as_json:
+        print_json(
+            {
+                "checkpoint": str(path),
+                "data": data.name,
+                "split": split,
+                "n": count,
+                "loss": loss,
+                "acc": accuracy,
+            }
+        )
+
+
+def predict(
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Picture files.")],
+    checkpoint: CheckpointOption = Path("best.pt"),
+    device: Device = None,
+    runs_dir: RunsDir = None,
+    as_json: Json = False,
+) -> None:
+    """Say what a checkpoint takes your own pictures for.
+
+    They may be of any size, photographed, scanned or drawn, dark on light or light on dark. If one
+    cannot be read the others are predicted all the same, and the exit code is 2.
+    """
+    human = human_console(as_json)
+    path = _find_checkpoint(checkpoint, store.runs_root(runs_dir), human)
+
+    import numpy as np
+
+    from mnist_cli import checkpoint as checkpoints
+    from mnist_cli import report
+    from mnist_cli.data.dataset import form
+    from mnist_cli.run import predict
+
+    state = checkpoints.load(path)
+    settings = _checkpoint_config(state.config, path, (), given(device=device))
+    shape, _ = form(settings.data)
+    prepared = [_prepared(image, settings.data.name, shape) for image in images]
+    read = [pixels for pixels in prepared if not isinstance(pixels, UsageError)]
+    found = iter(predict(state, settings, np.stack(read)) if read else ())
+    rows: list[dict[str, Any]] = []
+    for image, pixels in zip(images, prepared, strict=True):
+        if isinstance(pixels, UsageError):
+            say_error(pixels)
+            rows.append({"image": str(image), "error": pixels.message})
+            continue
+        probabilities = next(found)
+        human.print(report.prediction(str(image), probabilities))
+        top = max(probabilities, key=probabilities.__getitem__)
+        rows.append(
+            {
+                "image": str(image),
+                "class": top,
+                "probability": probabilities[top],
+                "probabilities": probabilities,
+            }
+        )
+    if as_json:
+        print_json(rows)
+    if len(read) < len(images):
+        raise typer.Exit(UsageError.exit_code)
+
+
+def import_weights(
+    weights: Annotated[
+        Path,
+        typer.Argument(
+            metavar="WEIGHTS",
+            help="A pickled dict of NumPy arrays, .npz, .safetensors, or a torch state dict.",
+        ),
+    ],
+    overrides: Overrides = None,
+    config: ConfigOption = None,
+    runs_dir: RunsDir = None,
+    as_json: Json = False,
+) -> None:
+    """Make weights trained elsewhere a checkpoint of the config's model; no code of them runs.
+
+    Their names and shapes are the model's own; or W1 b1 W2 b2 ..., W of shape (inputs, outputs),
+    for a network of linear layers. If they want pixels of 0..255, add data.normalize=false.
+    """
+    loaded = configs.load(config, overrides or ())
+    human = human_console(as_json)
+    tell_origin(loaded)
+
+    from mnist_cli import foreign
+
+    found = foreign.read(weights)
+    folder, rounded = foreign.adopt(found, loaded.config, store.runs_root(runs_dir))
+    told = f"{weights} ({found.format}, {len(found.tensors)} arrays)"
+    human.print(f"{folder.name}: the {loaded.config.model.name} of {told}")
+    if rounded:
+        human.print(f"note: they were rounded to {loaded.config.train.precision}")
+    tell_checkpoint(human, folder.best)
+    if as_json:
+        print_json(folder.summary())
+
+
+def _find_checkpoint(path: Path, root: Path, human: Console) -> Path:
+    """That file; or if it is not there and is a bare name, that file of the newest run."""
+    if path.exists() or path.is_symlink():
+        return path
+    if path.name == str(path) and (newest := store.newest_checkpoint(root, path.name)):
+        human.print(f"{path} is not here; taking the newest: {newest}")
+        return newest
+    hint = "`mnist runs list` shows the runs there are"
+    raise CheckpointError(f"{path}: there is no such file", hint)
+
+
+def _checkpoint_config(
+    saved: dict[str, Any], path: Path, overrides: Sequence[str], flags: Sequence[Flag]
+) -> Config:
+    """The config of a checkpoint with what may be set anew: its device and its data.
+
+    Raises:
+        ConfigError: a value is not valid.
+        UsageError: something else is set, or the images of the new data are of another shape.
+    """
+    for text in overrides:
+        key = text.partition("=")[0]
+        if "=" in text and not key.startswith(("data.", "train.device")):
+            raise UsageError(
+                f"{key}: a checkpoint's own", "only data.* and train.device can change"
+            )
+    from mnist_cli.data.dataset import form
+
+    own = configs.load_saved(saved, str(path)).data
+    settings = configs.load_saved(saved, str(path), overrides, flags)
+    (had, _), (has, _) = form(own), form(settings.data)
+    if had != has:
+        raise UsageError(
+            f"data.name: the images of {settings.data.name} are {'x'.join(map(str, has))}, "
+            f"but {path} is for those of {own.name}, {'x'.join(map(str, had))}",
+            "choose a data set whose images have the same shape",
+        )
+    return settings
+
+
+def _prepared(image: Path, data: str, shape: tuple[int, int, int]) -> "pictures.Bytes | UsageError":
+    """A picture as an image of a data set, or why it cannot be one."""
+    from mnist_cli import pictures
+
+    try:
+        return pictures.prepare(image, data, shape)
+    except UsageError as error:
+        return error

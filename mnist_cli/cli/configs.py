@@ -1,0 +1,83 @@
+"""`mnist config`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mnist_cli import config as configs
+from mnist_cli.cli.options import ConfigOption, Json, Overrides
+from mnist_cli.cli.screen import console, print_json, say_error
+from mnist_cli.errors import MnistError, UsageError
+
+app = typer.Typer(
+    rich_markup_mode=None, no_args_is_help=True, help="Look at configs, check and copy them."
+)
+
+
+@app.command("list")
+def config_list(as_json: Json = False) -> None:
+    """The configs that come with mnist."""
+    from mnist_cli import report
+
+    presets = configs.presets()
+    if as_json:
+        rows = [
+            {"name": p.name, "path": str(p.path), "description": p.description} for p in presets
+        ]
+        print_json(rows)
+        return
+    listing = report.table("name", "what it is")
+    for preset in presets:
+        listing.add_row(preset.name, preset.description)
+    console().print(listing)
+
+
+@app.command("show")
+def config_show(overrides: Overrides = None, config: ConfigOption = None) -> None:
+    """The whole config with every default filled in: itself a config that means the same."""
+    print(configs.dump(configs.load(config, overrides or ()).config), end="")
+
+
+@app.command("check")
+def config_check(
+    files: Annotated[list[str], typer.Argument(metavar="FILE|NAME...", help="Configs to check.")],
+) -> None:
+    """Say of each config what is wrong with it, all at once."""
+    broken = 0
+    for file in files:
+        try:
+            configs.load(file)
+            print(f"{file}: ok")
+        except MnistError as error:
+            broken += 1
+            say_error(error)
+    if broken:
+        raise UsageError(f"{broken} of {len(files)} configs cannot be used")
+
+
+@app.command("schema")
+def config_schema() -> None:
+    """The JSON Schema of a config, for editors."""
+    print_json(configs.json_schema())
+
+
+@app.command("copy")
+def config_copy(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A config that comes with mnist.")],
+    target: Annotated[
+        Path | None,
+        typer.Argument(metavar="[FILE]", help="Where to; NAME.yaml here, if not given."),
+    ] = None,
+) -> None:
+    """Copy a shipped config, to be changed."""
+    preset = configs.find_preset(name)
+    path = target or Path(preset.path.name)
+    if path.is_dir():
+        path /= preset.path.name
+    try:
+        with path.open("xb") as file:  # never over a file that is there
+            file.write(preset.path.read_bytes())
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}", "give another place to copy to") from error
+    print(f"{path}: a copy of {preset.name}; train it with: mnist train --config {path}")

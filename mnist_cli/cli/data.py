@@ -1,0 +1,121 @@
+"""`mnist data`."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from mnist_cli import config as configs
+from mnist_cli.cli.options import ConfigOption, Json, Overrides, SplitName
+from mnist_cli.cli.screen import console, print_json
+from mnist_cli.errors import UsageError
+
+app = typer.Typer(
+    rich_markup_mode=None, no_args_is_help=True, help="Fetch data sets, verify and look at them."
+)
+
+DataName = Annotated[str, typer.Argument(metavar="NAME", help="A data set: `mnist data list`.")]
+
+
+@app.command("list")
+def data_list(as_json: Json = False) -> None:
+    """The data sets, and which of them are ready."""
+    from mnist_cli import report
+    from mnist_cli.data.catalog import DATASETS
+    from mnist_cli.data.prepared import data_dir, find
+
+    rows: list[dict[str, Any]] = [
+        {
+            "name": name,
+            "title": spec.title,
+            "train": spec.train,
+            "test": spec.test,
+            "path": str(path) if (path := find(name)) else None,
+        }
+        for name, spec in DATASETS.items()
+    ]
+    if as_json:
+        print_json(rows)
+        return
+    listing = report.table("name", "what it is", ">train", ">test", "ready")
+    for row in rows:
+        counts = (f"{row['train']:,}", f"{row['test']:,}")
+        listing.add_row(row["name"], row["title"], *counts, row["path"] or "not fetched")
+    listing.add_row("synthetic", "smooth shapes under noise, from a seed", "", "", "always")
+    console().print(listing)
+    console().print(f"data directory: {data_dir()}")
+
+
+@app.command("fetch")
+def data_fetch(
+    name: DataName,
+    source: Annotated[
+        Path | None, typer.Option("--from", metavar="DIR", help="A folder with the files you have.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Fetch even what is there.")] = False,
+) -> None:
+    """Fetch a data set, check every byte of it and make it ready."""
+    from mnist_cli.data.prepared import fetch
+
+    _known_data(name)
+    path = fetch(name, source_dir=source, force=force, report=console(stderr=True).print)
+    print(f"{name}: ready and verified: {path}")
+
+
+@app.command("verify")
+def data_verify(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[NAME]...", help="Which; all there are, if not given."),
+    ] = None,
+) -> None:
+    """Check the data that is there against its pinned sums, byte for byte."""
+    from mnist_cli.data.catalog import DATASETS
+    from mnist_cli.data.prepared import find, verify
+
+    for name in names or ():
+        _known_data(name)
+    chosen = names or [name for name in DATASETS if find(name)]
+    for name in chosen:
+        verify(name)
+        print(f"{name}: verified")
+    if not chosen:
+        print("no data is there yet; `mnist data fetch mnist` gets some")
+
+
+@app.command("show")
+def data_show(
+    overrides: Overrides = None,
+    config: ConfigOption = None,
+    split: Annotated[SplitName, typer.Option("--split", help="Which images.")] = "train",
+    count: Annotated[int, typer.Option("-n", min=1, max=50, help="How many.")] = 5,
+    output: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="The PNG.")] = None,
+) -> None:
+    """Draw the first images of a split in a row, each with its label."""
+    settings = configs.load(config, overrides or ()).config
+
+    from mnist_cli import plots, report
+    from mnist_cli.data.prepared import data_dir
+    from mnist_cli.run import Datasets
+
+    data = Datasets(console(stderr=True).print).get(settings)
+    images = data.split(split)
+    count = min(count, len(images))
+    pixels = images.images[:count].cpu().numpy()
+    labels = [data.classes[label] for label in images.labels[:count].tolist()]
+    title = f"{data.name}, {settings.data.split} split: first {split} images"
+    path = output or data_dir() / "pictures" / f"{data.name}-{settings.data.split}-{split}.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    plots.image_row(path, title, pixels, labels)
+    terminal = console()
+    if terminal.is_terminal and not terminal.no_color:
+        terminal.print(report.image_row(pixels, labels, terminal.width))
+    print(f"{title}: {' '.join(labels)}")
+    print(path)
+
+
+def _known_data(name: str) -> None:
+    from mnist_cli.data.catalog import DATASETS
+
+    if name not in DATASETS:
+        raise UsageError(f"no data set {name!r}", f"there are: {', '.join(DATASETS)}")

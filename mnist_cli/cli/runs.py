@@ -1,0 +1,70 @@
+"""`mnist runs` and `mnist plot`: looking at what was trained."""
+
+from typing import Annotated
+
+import typer
+
+from mnist_cli import config as configs
+from mnist_cli import store
+from mnist_cli.cli.options import Json, RunsDir, SplitName
+from mnist_cli.cli.screen import console, print_json
+
+app = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help="Look at the runs there are.")
+
+
+@app.command("list")
+def runs_list(runs_dir: RunsDir = None, as_json: Json = False) -> None:
+    """Every run and sweep in the runs directory, newest last."""
+    from mnist_cli import report
+
+    root = store.runs_root(runs_dir)
+    found = [(run, run.meta(), run.summary()) for run in store.all_runs(root)]
+    if as_json:
+        print_json([{"status": meta.get("status"), **summary} for _, meta, summary in found])
+    elif found:
+        console().print(report.runs_table(found))
+    else:
+        console().print(f"no runs in {root} yet; `mnist train` makes one")
+
+
+@app.command("show")
+def runs_show(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="Its name, or its folder.")],
+    runs_dir: RunsDir = None,
+    as_json: Json = False,
+) -> None:
+    """One run or sweep: what it was asked, where it ran, and what was measured."""
+    from mnist_cli import report
+
+    folder = store.find(store.runs_root(runs_dir), run)
+    if as_json:
+        metrics = folder.metrics()
+        print_json({"meta": folder.meta(), "summary": folder.summary(), "metrics": metrics})
+        return
+    for part in report.run_page(folder):
+        console().print(part)
+
+
+def plot(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A run or sweep: name or folder.")],
+    split: Annotated[
+        SplitName, typer.Option("--split", help="Whose images to show mistakes of.")
+    ] = "val",
+    runs_dir: RunsDir = None,
+) -> None:
+    """Draw all pictures of a run or sweep anew: curves, and its best checkpoint's mistakes."""
+    folder = store.find(store.runs_root(runs_dir), run)
+
+    from mnist_cli import checkpoint as checkpoints
+    from mnist_cli import plots
+    from mnist_cli.run import Datasets, classify
+
+    drawn = plots.draw(folder)
+    if folder.best.exists():
+        state = checkpoints.load(folder.best)
+        settings = configs.load_saved(state.config, str(folder.best))
+        seen = classify(state, settings, split, Datasets(console(stderr=True).print))
+        title = f"{folder.name}, epoch {state.epoch}, {split} images of {settings.data.name}"
+        drawn += plots.mistaken(folder.plots, title, split, seen)
+    for path in drawn:
+        print(path)

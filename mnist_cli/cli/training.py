@@ -1,0 +1,244 @@
+"""`mnist train` and `mnist sweep`."""
+
+import sys
+from collections.abc import Sequence
+from contextlib import closing
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+from rich.console import Console
+
+from mnist_cli import config as configs
+from mnist_cli import store
+from mnist_cli.cli.options import (
+    BatchSize,
+    ConfigOption,
+    Device,
+    Epochs,
+    Json,
+    Lr,
+    Name,
+    Overrides,
+    RunsDir,
+    Seed,
+    Seeds,
+    given,
+)
+from mnist_cli.cli.screen import console, human_console, print_json, tell_checkpoint, tell_origin
+from mnist_cli.config import Config, Flag
+from mnist_cli.errors import RunError, SweepError, UsageError
+
+if TYPE_CHECKING:
+    from mnist_cli.run import Datasets, Run
+    from mnist_cli.sweep import Sweep
+
+
+def train(
+    overrides: Overrides = None,
+    config: ConfigOption = None,
+    lr: Lr = None,
+    epochs: Epochs = None,
+    batch_size: BatchSize = None,
+    seed: Seed = None,
+    seeds: Seeds = None,
+    device: Device = None,
+    name: Name = None,
+    runs_dir: RunsDir = None,
+    as_json: Json = False,
+) -> None:
+    """Train one run: what the config says, without its sweep; or the same with several seeds."""
+    flags = given(lr=lr, epochs=epochs, batch_size=batch_size, seed=seed, device=device, name=name)
+    axes = [Flag("--seeds", "train.seed", seeds)] if seeds is not None else []
+    loaded = configs.load(config, overrides or (), flags, axes)
+    swept = {"train.seed": loaded.config.sweep["train.seed"]} if axes else {}
+    chosen = loaded.config.model_copy(update={"sweep": swept})
+    human = human_console(as_json)
+    tell_origin(loaded)
+    _tell_split(loaded.config)
+
+    from mnist_cli import report
+    from mnist_cli.display import Display
+    from mnist_cli.executors import Failed, InProcess
+    from mnist_cli.run import Datasets, Run
+    from mnist_cli.sweep import Sweep
+
+    datasets = Datasets(console(stderr=True).print)
+    datasets.get(chosen)  # first of all: a run without its data or device leaves no folder
+    root, name = store.runs_root(runs_dir), chosen.name or "run"
+    if swept:
+        _run_sweep(Sweep(chosen, root, f"{name}-seeds", test=False), datasets, human, as_json)
+        return
+    run = Run(chosen, store.create(root, name))
+    human.print(f"{run.folder.name}: {report.experiment(chosen)}")
+    display = Display(console(stderr=True), {})
+    try:
+        with display.live(), closing(InProcess(datasets).run([[run]])) as events:
+            for event in events:
+                display.show(event)
+                if isinstance(event, Failed):
+                    raise RunError(f"{run.folder.name} failed: {event.error}") from event.error
+    except (KeyboardInterrupt, SystemExit) as interruption:
+        _end_interrupted(interruption, run.folder, f"{len(run.records)} finished epochs are saved")
+    _draw(run.folder)
+    _show_reference(human, chosen, [run])
+    if run.best:
+        human.print(
+            f"best: epoch {run.best['epoch']}, val acc {report.percent(run.best['val/acc'])}, "
+            f"val loss {report.loss(run.best['val/loss'])}, "
+            f"{report.duration(run.seconds)} in all"
+        )
+        tell_checkpoint(human, run.folder.best)
+    if as_json:
+        print_json(run.summary())
+    if run.status == "diverged":
+        raise RunError(
+            f"{run.folder.name} diverged: its loss is no longer finite in epoch {len(run.records)}",
+            "try a lower learning rate: --lr",
+        )
+
+
+def sweep(
+    overrides: Overrides = None,
+    config: ConfigOption = None,
+    lrs: Annotated[
+        str | None,
+        typer.Option("--lrs", metavar="LIST", help="Learning rates: 1e-1,1e-2 or log:1e-4:1e-1:7."),
+    ] = None,
+    seeds: Seeds = None,
+    grid: Annotated[
+        list[str] | None,
+        typer.Option("--grid", metavar="KEY=LIST", help="Values of any setting; may be repeated."),
+    ] = None,
+    epochs: Epochs = None,
+    batch_size: BatchSize = None,
+    device: Device = None,
+    name: Name = None,
+    runs_dir: RunsDir = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="List the runs and how they are grouped; run nothing.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Train every combination of the swept settings, rank them, and test the winner once."""
+    flags = given(epochs=epochs, batch_size=batch_size, device=device, name=name)
+    axes = [Flag("--lrs", "optimizer.lr", lrs)] if lrs is not None else []
+    axes += [Flag("--seeds", "train.seed", seeds)] if seeds is not None else []
+    axes += [Flag("--grid", None, text) for text in grid or ()]
+    loaded = configs.load(config, overrides or (), flags, axes)
+    for key in loaded.changed:
+        if key in loaded.config.sweep:
+            raise UsageError(
+                f"{key} is set on the command line, but {loaded.origin} sweeps it",
+                f"give the values to sweep instead: --grid {key}=...",
+            )
+    human = human_console(as_json)
+    tell_origin(loaded)
+    _tell_split(loaded.config)
+
+    from mnist_cli import report
+    from mnist_cli.run import Datasets
+    from mnist_cli.sweep import Sweep, expand, group, separators
+
+    trials = expand(loaded.config)
+    if dry_run:
+        stacks = group(trials)
+        why = separators(stacks)
+        told = f"{len(trials)} runs in {len(stacks)} stack{'s'[: len(stacks) > 1]}"
+        human.print(told + (f"; one stack has one {', one '.join(why)}" if why else ""))
+        stack_of = {trial.index: n for n, stack in enumerate(stacks, 1) for trial in stack}
+        human.print(report.plan_table(trials, stack_of))
+        if as_json:
+            rows = [{"stack": stack_of[trial.index], **trial.settings} for trial in trials]
+            print_json({"runs": rows, "separated_by": why})
+        return
+    datasets = Datasets(console(stderr=True).print)
+    datasets.get(trials[0].config)
+    folder = f"{loaded.config.name or 'run'}-sweep"
+    swept = Sweep(loaded.config, store.runs_root(runs_dir), folder)
+    _run_sweep(swept, datasets, human, as_json)
+
+
+def _tell_split(config: Config) -> None:
+    if config.data.split == "official":
+        console(stderr=True).print(
+            "note: the test set validates (data.split: official), so selection sees it"
+        )
+
+
+def _run_sweep(swept: "Sweep", datasets: "Datasets", human: Console, as_json: bool) -> None:
+    """Trains a sweep and tells what came of it, whatever came of it."""
+    from mnist_cli import report
+    from mnist_cli.display import Display
+    from mnist_cli.executors import InProcess
+
+    human.print(
+        f"{swept.folder.name}: {len(swept.runs)} runs in {len(swept.stacks)} "
+        f"stack{'s'[: len(swept.stacks) > 1]}: {report.experiment(swept.config)}"
+    )
+    labels = {
+        run.folder.name: trial.settings for run, trial in zip(swept.runs, swept.trials, strict=True)
+    }
+    display = Display(console(stderr=True), labels)
+    try:
+        with display.live(), closing(swept.run(InProcess(datasets), datasets)) as events:
+            for event in events:
+                display.show(event)
+    except (KeyboardInterrupt, SystemExit) as interruption:
+        done = sum(run.status == "finished" for run in swept.runs)
+        told = f"{done} of {len(swept.runs)} runs are finished, finished epochs of the others saved"
+        _end_interrupted(interruption, swept.folder, told)
+    _draw(swept.folder)
+    summary = swept.summary()
+    for part in report.ranking(summary, swept.config.train.select):
+        human.print(part)
+    _show_reference(human, swept.config, swept.runs, swept.test)
+    if swept.winner:
+        human.print(f"{report.duration(summary['seconds'])} in all")
+        tell_checkpoint(human, swept.folder.best)
+    if as_json:
+        print_json(summary)
+    _exit_of_sweep(swept)
+
+
+def _show_reference(
+    human: Console, config: Config, runs: Sequence["Run"], best: dict[str, float] | None = None
+) -> None:
+    from mnist_cli import report
+
+    if config.reference is None:
+        return
+    measured = [(dict(run.config.settings()), run.figures) for run in runs]
+    listing = report.reference_table(config.reference, measured, best or {})
+    if listing:
+        human.print(f"published: {config.reference.source}")
+        human.print(listing)
+
+
+def _draw(folder: store.RunDirectory) -> None:
+    """Draws the pictures of a finished run; what was trained is not lost if they cannot be."""
+    from mnist_cli import plots
+
+    try:
+        plots.draw(folder)
+    except OSError as error:
+        print(f"warning: the pictures could not be drawn: {error}", file=sys.stderr)
+
+
+def _exit_of_sweep(swept: "Sweep") -> None:
+    failed = [run.folder.name for run in swept.runs if run.status == "failed"]
+    if failed:
+        raise SweepError(
+            f"{len(failed)} of {len(swept.runs)} runs failed: {', '.join(failed)}",
+            "the meta.json of each says why",
+        )
+    if swept.status == "diverged":
+        raise RunError("every run diverged", "try lower learning rates: --lrs")
+
+
+def _end_interrupted(
+    interruption: BaseException, folder: store.RunDirectory, told: str
+) -> NoReturn:
+    print(f"interrupted: {told} in {folder.path}", file=sys.stderr)
+    print(f"hint: look at it with: mnist runs show {folder.path}", file=sys.stderr)
+    code = interruption.code if isinstance(interruption, SystemExit) else 130
+    raise typer.Exit(code if isinstance(code, int) else 130) from None
