@@ -24,7 +24,7 @@ from mnist_cli.stats import SEED, Sample, Setting, axes, rank
 from mnist_cli.store import RunDirectory
 
 if TYPE_CHECKING:
-    from mnist_cli.run import Classified
+    from mnist_cli.measure import Classified
 
 Record = Mapping[str, Any]
 

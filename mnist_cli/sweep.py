@@ -15,7 +15,8 @@ from mnist_cli import files, store
 from mnist_cli.config import Config, with_settings
 from mnist_cli.errors import INTERRUPTIONS, UsageError
 from mnist_cli.executors import Event, Executor
-from mnist_cli.run import Datasets, Run, measure
+from mnist_cli.measure import measure
+from mnist_cli.run import Datasets, Run
 from mnist_cli.stats import Setting, rank
 
 if TYPE_CHECKING:

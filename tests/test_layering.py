@@ -20,6 +20,7 @@ LINE = [
     ("train",),
     ("checkpoint",),
     ("run",),
+    ("measure",),
     ("executors", "foreign"),
     ("sweep",),
     ("report",),

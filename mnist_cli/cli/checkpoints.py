@@ -51,7 +51,8 @@ def evaluate(
 
     from mnist_cli import checkpoint as checkpoints
     from mnist_cli import report
-    from mnist_cli.run import Datasets, measure
+    from mnist_cli.measure import measure
+    from mnist_cli.run import Datasets
 
     state = checkpoints.load(path)
     settings = _checkpoint_config(state.config, path, overrides or (), given(device=device))
@@ -94,7 +95,7 @@ def predict(
     from mnist_cli import checkpoint as checkpoints
     from mnist_cli import report
     from mnist_cli.data.dataset import form
-    from mnist_cli.run import predict
+    from mnist_cli.measure import predict
 
     state = checkpoints.load(path)
     settings = _checkpoint_config(state.config, path, (), given(device=device))

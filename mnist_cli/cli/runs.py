@@ -57,7 +57,8 @@ def plot(
 
     from mnist_cli import checkpoint as checkpoints
     from mnist_cli import plots
-    from mnist_cli.run import Datasets, classify
+    from mnist_cli.measure import classify
+    from mnist_cli.run import Datasets
 
     drawn = plots.draw(folder)
     if folder.best.exists():
