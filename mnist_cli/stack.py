@@ -6,13 +6,14 @@ The parameters of all replicas lie in one matrix, a row each. Layers see views o
 stacking.
 """
 
+import copy
 from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 
-from mnist_cli.models import dropouts
+from mnist_cli.models import Dropout
 
 
 class Stack:
@@ -53,11 +54,11 @@ class Stack:
             self._gradient_views.append(gradient.view(value.shape))
 
         # The module lends its code; the values it was built with are never read.
-        self._module = models[0].to("meta")
+        self._module = copy.deepcopy(models[0]).to("meta")
         self._step_buffers = [
             self._buffers[f"{name}.step"]
             for name, layer in self._module.named_modules()
-            if layer in dropouts(self._module)
+            if isinstance(layer, Dropout)
         ]
 
     def rows(self) -> list[Tensor]:
