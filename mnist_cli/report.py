@@ -269,12 +269,12 @@ def _compare(
     def show(figure: float, unit: str = " %") -> str:
         return f"{100 * figure:.1f}{unit}" if fraction else f"{figure:.3f}"
 
+    def row(figures: Sequence[float]) -> str:
+        return " ".join(show(figure, "") for figure in figures) + " %" * fraction
+
     if isinstance(published, tuple):
-        told = " ".join(show(figure) for figure in published)
-        if len(measured) == 1:
-            found = " ".join(show(figure) for figure in measured[0])
-        else:
-            found = f"ends at {show(fmean(lasts))}"
+        told = row(published)
+        found = row(measured[0]) if len(measured) == 1 else f"ends at {show(fmean(lasts))}"
         final = published[-1]
     else:
         told, found, final = show(published), show(fmean(lasts)), published
@@ -293,22 +293,28 @@ def _compare(
 
 
 def experiment(config: Config) -> str:
-    """A config in one line."""
+    """A config in one line; what it sweeps is counted and not told."""
+
+    def varied(section: str) -> str:
+        return ", ".join(
+            f"{len(values)} values of {axis_name(key)}"
+            for key, values in config.sweep.items()
+            if key.partition(".")[0] == section
+        )
+
     model, data, optimizer = config.model, config.data, config.optimizer
     shape = {key: item for key, item in model.model_dump().items() if key != "name"}
     if isinstance(model, MlpModel):
         shape = {"hidden": "-".join(str(units) for units in model.widths) or "none"}
         shape |= {"activation": model.activation} if model.activation != "relu" else {}
         shape |= {"dropout": model.dropout} if model.dropout else {}
-    length = counted(config.train.epochs, "epoch") or counted(config.train.steps, "step")
-    swept = config.sweep.get("optimizer.lr")
-    rate = f"lr {value(optimizer.lr)}" if swept is None else f"{len(swept)} learning rates"
+    told = varied("model") or settings(shape)
     parts = [
-        model.name + (f" ({settings(shape)})" if shape else ""),
+        f"{model.name} ({told})" if told else model.name,
         f"{data.name} {data.split}",
-        f"{optimizer.name} {rate}",
+        f"{optimizer.name} ({varied('optimizer') or f'lr {value(optimizer.lr)}'})",
         f"batch {data.batch_size}",
-        length,
+        counted(config.train.epochs, "epoch") or counted(config.train.steps, "step"),
     ]
     return ", ".join(parts)
 
