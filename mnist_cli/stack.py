@@ -61,6 +61,11 @@ class Stack:
             if isinstance(layer, Dropout)
         ]
 
+    @property
+    def parameters(self) -> int:
+        """How many numbers all replicas learn together."""
+        return self._values.numel()
+
     def rows(self) -> list[Tensor]:
         """The parameters of each replica, each a flat leaf with its `.grad`, for an optimizer.
 

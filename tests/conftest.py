@@ -12,8 +12,6 @@ import pytest
 
 from mnist_cli.cli import run_command
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as `main` does, before any test loads torch
-
 
 @pytest.fixture(autouse=True)
 def _own_folders(

@@ -3,7 +3,6 @@
 torch is imported inside the commands that need it, so that help and errors come at once.
 """
 
-import os
 import signal
 import sys
 import traceback
@@ -39,10 +38,6 @@ app.add_typer(data.app, name="data")
 
 def main() -> NoReturn:
     """The command `mnist`."""
-    # OpenMP's threads wait by spinning. Steps as small as ours wait often, so beside one other busy
-    # process an epoch took 60 s and not 2 s; sleeping costs little on a quiet machine. It is read
-    # when torch is loaded, and a user's own setting stands.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     sys.exit(run_command(sys.argv[1:]))
 
 
