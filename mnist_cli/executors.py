@@ -4,7 +4,6 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from mnist_cli.errors import MnistError
 from mnist_cli.run import Datasets, Run, StackRun, ending
 from mnist_cli.train import Record
 
@@ -54,11 +53,7 @@ class InProcess:
         self._datasets = datasets
 
     def run(self, stacks: Sequence[Sequence[Run]]) -> Generator[Event, None, None]:
-        """See `Executor`.
-
-        Raises:
-            MnistError: data or device are not there, which no other stack could do better.
-        """
+        """See `Executor`."""
         for runs in stacks:
             try:
                 with ending(runs):
@@ -66,7 +61,5 @@ class InProcess:
                     yield Started(stack)
                     for records in stack.train():
                         yield Epoch(stack, records)
-            except MnistError:
-                raise
             except Exception as error:  # noqa: BLE001 - whatever it was, it is reported with its runs
                 yield Failed(runs, error)

@@ -55,21 +55,21 @@ def draw(folder: RunDirectory) -> list[Path]:
         UsageError: its config cannot be read.
         OSError: a picture cannot be written.
     """
-    config = configs.load_text(folder.config_text(), str(folder.path))
+    config = configs.load_text(folder.config_text(), str(folder.config_path))
     title = f"{folder.name}\n{experiment(config)}"
     folder.plots.mkdir(exist_ok=True)
     if not folder.is_sweep:
         best = (folder.summary().get("best") or {}).get("epoch")
         return _run_curves(folder.plots / "curves.png", title, folder.metrics(), best)
     trials = folder.summary().get("trials", [])
-    found = rank(trials, config.train.select)
-    found.sort(key=lambda setting: min(setting.trials))  # as they were asked for
-    runs = folder.trials()
+    ranked = rank(trials, config.train.select)
+    found = sorted(ranked, key=lambda setting: min(setting.trials))  # as they were asked for
+    runs = [folder.trial(index) for index in range(len(trials))]
     drawn = _sweep_curves(folder.plots / "curves.png", title, found, runs)
     for axis in axes(trials):
         if axis != SEED:
             path = folder.plots / f"accuracy-{axis}.png"
-            drawn += _accuracy_against(path, title, axis, found, trials, runs)
+            drawn += _accuracy_against(path, title, axis, found, ranked[0], trials, runs)
     return drawn
 
 
@@ -108,7 +108,9 @@ def mistaken(folder: Path, title: str, split: str, seen: "Classified") -> list[P
         (classes[seen.labels[i]], classes[seen.guesses[i]], float(seen.confidences[i]))
         for i in worst
     ]
-    surest = f"the {len(worst)} of {wrong} mistakes it was surest of"
+    if not told:
+        return [table]
+    surest = f"the {len(worst)} it was surest of, of {wrong} mistakes"
     _gallery(gallery, f"{title}\n{surest}", seen.images[worst], told)
     return [table, gallery]
 
@@ -166,8 +168,6 @@ def _gallery(
             cell = figure.add_subplot(rows, columns, place + 1)
             _image(cell, image)
             cell.set_title(f"is {truth}, said {guess}\n{percent(confidence, 1)}", fontsize=8)
-        if not told:
-            figure.add_subplot().set_axis_off()
         _save(figure, path, title)
 
 
@@ -228,16 +228,19 @@ def _accuracy_against(
     title: str,
     axis: str,
     found: Sequence[Setting],
+    winner: Setting,
     trials: Sequence[Record],
     runs: Sequence[RunDirectory],
 ) -> list[Path]:
     """Accuracy against one swept setting, a line for each combination of the others."""
+    if winner.acc is None:
+        return []
     lines: dict[str, list[Setting]] = {}
     for setting in found:
         others = {key: item for key, item in setting.values.items() if key != axis}
         lines.setdefault(settings(others), []).append(setting)
     with _figure(path, title, columns=1) as (cell,):
-        place_of, ticks = _places(cell, [setting.values[axis] for setting in found])
+        place_of, ticks = _places(cell, axis, [setting.values[axis] for setting in found])
         for number, (name, line) in enumerate(lines.items()):
             colour = VAL if len(lines) == 1 else _colour(number, len(lines))
             line.sort(key=lambda setting: place_of(setting.values[axis]))
@@ -250,18 +253,16 @@ def _accuracy_against(
             best = [setting.acc or _sample([]) for setting in line]
             label = name if len(lines) > 1 else "validation, best epoch"
             _line(cell, places, best, colour=colour, label=label)
-        top = max(found, key=lambda s: (-s.lost, s.acc.mean if s.acc else -1))
-        if top.acc:
-            at = place_of(top.values[axis]), top.acc.mean
-            cell.plot([at[0]], [at[1]], "*", color=BEST, markersize=14)
-            cell.annotate(
-                percent(top.acc.mean),
-                at,
-                xytext=(0, 9),
-                textcoords="offset points",
-                ha="center",
-                color=BEST,
-            )
+        at = place_of(winner.values[axis]), winner.acc.mean
+        cell.plot([at[0]], [at[1]], "*", color=BEST, markersize=14)
+        cell.annotate(
+            percent(winner.acc.mean),
+            at,
+            xytext=(0, 9),
+            textcoords="offset points",
+            ha="center",
+            color=BEST,
+        )
         lost = [trial for trial in trials if trial["status"] == "diverged"]
         if lost:
             floor = [cell.get_ylim()[0]] * len(lost)
@@ -314,7 +315,10 @@ def _line(
     means = np.array([sample.mean for sample in samples])
     halves = np.array([sample.half if math.isfinite(sample.half) else 0.0 for sample in samples])
     cell.plot(places, means, marker=_marker(places), color=colour, label=label)
-    if halves.any():
+    if halves.any() and len(places) == 1:
+        bar = [means - (means - halves).clip(0, top), (means + halves).clip(0, top) - means]
+        cell.errorbar(places, means, yerr=bar, color=colour, capsize=4)
+    elif halves.any():
         low, high = (means - halves).clip(0, top), (means + halves).clip(0, top)
         cell.fill_between(places, low, high, color=colour, alpha=0.18, lw=0)
 
@@ -363,13 +367,13 @@ def _marker(places: Sequence[float]) -> str | None:
     return "o" if len(places) <= 30 else None
 
 
-def _places(cell: Axes, values: Sequence[Any]) -> tuple[Any, list[str]]:
+def _places(cell: Axes, axis: str, values: Sequence[Any]) -> tuple[Any, list[str]]:
     """Where each value lies on the x axis, and its labels if it is not an axis of numbers.
 
-    An axis of numbers that spans more than a factor of 20 is logarithmic.
+    An axis of learning rates is logarithmic, and so is one that spans more than a factor of 20.
     """
     if all(isinstance(v, int | float) and not isinstance(v, bool) for v in values):
-        if min(values) > 0 and max(values) / min(values) > 20:
+        if min(values) > 0 and (axis == "optimizer.lr" or max(values) / min(values) > 20):
             cell.set_xscale("log")
         elif all(isinstance(v, int) for v in values):
             cell.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -4,6 +4,7 @@ Accuracies are fractions in every file and per cent on every screen.
 """
 
 import math
+import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,15 @@ if TYPE_CHECKING:
     from mnist_cli.sweep import Trial
 
 Record = Mapping[str, Any]
+
+# What makes each part of `experiment` say nothing if it is swept.
+WHOLES: tuple[set[str], ...] = (
+    {"model", "model.name"},
+    set(),
+    {"optimizer", "optimizer.name"},
+    {"data", "data.batch_size"},
+    {"train", "train.epochs", "train.steps"},
+)
 
 METRICS = {
     "train/loss": "train loss",
@@ -47,8 +57,14 @@ def value(number: Any) -> str:
     """A setting in short: 0.001, 1e-05, adam, and 50-100 for a list."""
     if number is None:
         return "-"
+    if isinstance(number, bool):
+        return str(number).lower()
     if isinstance(number, list | tuple):
         return "-".join(value(item) for item in number)
+    if isinstance(number, dict):
+        rest = {key: item for key, item in number.items() if key != "name"}
+        told = settings(rest)
+        return f"{number.get('name', '')} ({told})" if rest else str(number.get("name"))
     return f"{number:g}" if isinstance(number, float) else str(number)
 
 
@@ -141,7 +157,8 @@ def ranking(summary: Record, select: str) -> Iterator[RenderableType]:
         told += f": val acc {spread(winner.acc)} over {winner.acc.n} seeds; best {best['run']}"
     if "test/acc" in best:
         told += f"; test acc {percent(best['test/acc'])}"
-    yield f"winner: {told}" if len(found) > 1 else told
+    place = "winner" if summary["status"] in ("finished", "failed") else "best so far"
+    yield f"{place}: {told}" if len(found) > 1 else told
     if len(found) > 1 and winner.acc.n > 1:
         yield _verdict(winner, found[1:], select)
 
@@ -153,14 +170,16 @@ def _verdict(winner: Setting, others: Sequence[Setting], select: str) -> str:
         return setting.loss if select == "loss" else setting.acc
 
     best = sample(winner)
+    whole = [other for other in others if sample(other) and not other.lost]
     same = [
         settings(other.values)
-        for other in others
+        for other in whole
         if best and (own := sample(other)) and not distinct(best, own)
     ]
-    if not same:
-        return "every other setting is worse at 95 % confidence"
-    return f"cannot be told from the winner at 95 % confidence: {'; '.join(same)}"
+    if same:
+        return f"cannot be told from the winner at 95 % confidence: {'; '.join(same)}"
+    rest = "every other setting" if len(whole) == len(others) else "every other without lost runs"
+    return f"{rest} is worse at 95 % confidence" if whole else "every other setting lost runs"
 
 
 def _ranking_table(found: Sequence[Setting], trials: Sequence[Record]) -> Table:
@@ -261,8 +280,13 @@ def _compare(
     tolerance: float | None,
 ) -> None:
     """Adds the row of one figure; what is judged is its last epoch, over the runs that match."""
+    if not measured:
+        return
     lasts = [run[-1] for run in measured if math.isfinite(run[-1])]
     if not lasts:
+        shown = str(published) if isinstance(published, float) else " ".join(map(str, published))
+        verdict = Text("NO", style="red")
+        made.add_row(label, METRICS[metric], shown, "diverged", "-", verdict)
         return
     fraction = metric.endswith("acc")
 
@@ -280,6 +304,8 @@ def _compare(
         told, found, final = show(published), show(fmean(lasts)), published
     if len(lasts) > 1:
         found += f" ± {show(stdev(lasts))} (n = {len(lasts)})"
+    if len(lasts) < len(measured):
+        found += f", {len(measured) - len(lasts)} diverged"
     difference = fmean(lasts) - final
     # The difference of two percentages is in percentage points.
     shown = ("+" if difference >= 0 else "") + show(difference, " pp")
@@ -297,7 +323,7 @@ def experiment(config: Config) -> str:
 
     def varied(section: str) -> str:
         return ", ".join(
-            f"{len(values)} values of {axis_name(key)}"
+            f"{counted(len(values), 'value')} of {axis_name(key)}"
             for key, values in config.sweep.items()
             if key.partition(".")[0] == section
         )
@@ -311,12 +337,17 @@ def experiment(config: Config) -> str:
     told = varied("model") or settings(shape)
     parts = [
         f"{model.name} ({told})" if told else model.name,
-        f"{data.name} {data.split}",
+        varied("data") or f"{data.name} {data.split}",
         f"{optimizer.name} ({varied('optimizer') or f'lr {value(optimizer.lr)}'})",
         f"batch {data.batch_size}",
         counted(config.train.epochs, "epoch") or counted(config.train.steps, "step"),
     ]
-    return ", ".join(parts)
+    # Of what a sweep varies as a whole, the config's own says nothing.
+    own = [config.sweep.keys() & keys for keys in WHOLES]
+    parts = [part for part, swept in zip(parts, own, strict=True) if not swept]
+    sections = (("model", own[0]), ("optimizer", own[2]), ("train", own[4]))
+    named = [varied(section) for section, swept in sections if swept]
+    return ", ".join(parts + named)
 
 
 def plan_table(trials: "Sequence[Trial]", stack_of: Mapping[int, int]) -> Table:
@@ -363,7 +394,7 @@ def run_page(run: RunDirectory) -> Iterator[RenderableType]:
     }
     yield "\n".join(f"{key:<9}{item}" for key, item in facts.items() if item)
     if summary.get("trials"):
-        select = configs.load_text(run.config_text(), str(run.path)).train.select
+        select = configs.load_text(run.config_text(), str(run.config_path)).train.select
         yield from ranking(summary, select)
     if records := run.metrics():
         made = table(">epoch", ">train loss", ">train acc", ">val loss", ">val acc", ">lr", ">took")
@@ -381,7 +412,7 @@ def run_page(run: RunDirectory) -> Iterator[RenderableType]:
             )
         yield made
     if summary.get("checkpoint"):
-        yield f"to evaluate it: mnist eval --checkpoint {summary['checkpoint']}"
+        yield f"to evaluate it: mnist eval --checkpoint {shlex.quote(summary['checkpoint'])}"
 
 
 def prediction(image: str, probabilities: Mapping[str, float]) -> str:

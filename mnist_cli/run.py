@@ -54,7 +54,8 @@ def describe_device(device: torch.device) -> str:
     """A device in words: what it is, and on a CPU with how many threads."""
     if device.type == "cuda":
         return f"{device} ({torch.cuda.get_device_name(device)})"
-    return f"cpu, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    return f"cpu, {threads} thread{'s' * (threads > 1)}"
 
 
 class Datasets:
@@ -96,12 +97,22 @@ class Run:
 
     config: Config
     folder: RunDirectory
-    status: Status = "running"
+    status: Status = "waiting"
     records: list[Record] = field(default_factory=list)
     best: Record | None = None
     final: dict[str, float] = field(default_factory=dict)
     seconds: float = 0.0
     meta: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """The folder can be looked at from the first moment."""
+        self.folder.write_config(configs.dump(self.config))
+        self.tell(**store.new_meta(status=self.status))
+
+    def tell(self, **more: Any) -> None:
+        """Says in the folder how the run goes on."""
+        self.meta |= more
+        self.folder.write_meta(self.meta)
 
     def summary(self) -> dict[str, Any]:
         """What `train --json` prints and summary.json holds."""
@@ -124,10 +135,8 @@ class Run:
     def end(self, status: Status, error: str | None = None) -> None:
         """Says in the folder how the run ended."""
         self.status = status
-        self.meta |= {"status": status, "ended": store.now(), "seconds": round(self.seconds, 3)}
-        if error is not None:
-            self.meta["error"] = error
-        self.folder.write_meta(self.meta)
+        why = {} if error is None else {"error": error}
+        self.tell(status=status, ended=store.now(), seconds=round(self.seconds, 3), **why)
         self.folder.write_summary(self.summary())
 
 
@@ -163,7 +172,7 @@ def ending(runs: Sequence[Run]) -> Iterator[None]:
         raise
     finally:
         for run in runs:
-            if run.status == "running":
+            if run.status in ("waiting", "running"):
                 run.end(status, error)
 
 
@@ -241,15 +250,16 @@ class StackRun:
 
     def _open(self, run: Run) -> None:
         data, device = self.training.data, self.training.stack.device
-        run.folder.write_config(configs.dump(run.config))
-        run.meta = store.new_meta(
+        run.status = "running"
+        run.tell(
+            status=run.status,
+            started=store.now(),
             device=describe_device(device),
             threads=torch.get_num_threads(),
-            data={"name": data.name, "sha256": data.sha256},
+            data={"name": data.name, "split": run.config.data.split, "sha256": data.sha256},
             runs_in_stack=len(self.runs),
+            versions=run.meta["versions"] | {"torch": torch.__version__, "numpy": np.__version__},
         )
-        run.meta["versions"] |= {"torch": torch.__version__, "numpy": np.__version__}
-        run.folder.write_meta(run.meta)
 
     def _commit(self, replica: int, record: Record, elapsed: float) -> Record | None:
         """Puts one epoch of one run on the disk."""

@@ -18,8 +18,9 @@ from typing import Any, Literal
 from mnist_cli import __version__, files
 from mnist_cli.errors import UsageError
 
+RECORD = {"epoch", "lr", "train/loss", "train/acc", "val/loss", "val/acc"}  # what all epochs have
 SCHEMA = 1  # of meta.json and summary.json
-Status = Literal["running", "finished", "diverged", "failed", "interrupted", "imported"]
+Status = Literal["waiting", "running", "finished", "diverged", "failed", "interrupted", "imported"]
 
 
 def runs_root(given: Path | None) -> Path:
@@ -75,46 +76,77 @@ class RunDirectory:
         """Adds one epoch's record; what is not finite becomes null, which JSON can say."""
         files.append(self.path / "metrics.jsonl", json.dumps(finite(record)).encode() + b"\n")
 
+    @property
+    def config_path(self) -> Path:
+        """The file with the resolved config."""
+        return self.path / ("sweep.yaml" if self.is_sweep else "config.yaml")
+
     def config_text(self) -> str:
         """The resolved config.
 
         Raises:
             UsageError: the folder has none.
         """
-        path = self.path / ("sweep.yaml" if self.is_sweep else "config.yaml")
         try:
-            return path.read_text()
+            return self.config_path.read_text()
         except (OSError, UnicodeDecodeError) as error:
-            raise UsageError(f"{path}: cannot be read: {error}") from error
+            raise UsageError(f"{self.config_path}: cannot be read: {error}") from error
 
     def meta(self) -> dict[str, Any]:
         """What `write_meta` saved; empty when there is none to read."""
         return _read_json(self.path / "meta.json")
 
     def summary(self) -> dict[str, Any]:
-        """What `write_summary` saved; empty when there is none to read."""
-        return _read_json(self.path / "summary.json")
+        """What `write_summary` saved, with the folder's own name and place; empty without one.
+
+        A folder may have been copied or renamed since, and a file damaged.
+        """
+        summary = _read_json(self.path / "summary.json")
+        best, trials = summary.get("best"), summary.get("trials", [])
+        sound = isinstance(trials, list) and all(
+            isinstance(trial, dict) and {"run", "status", "val/loss", "val/acc"} <= trial.keys()
+            for trial in trials
+        )
+        if not summary or not sound or not isinstance(best, dict | None):
+            return {}
+        summary["sweep" if self.is_sweep else "run"] = self.name
+        summary["checkpoint"] = str(self.best) if self.best.exists() else None
+        for index, trial in enumerate(trials):
+            trial["run"] = self.trial(index).name
+        if best and "run" in best:
+            best["run"] = f"{self.name}/trials/{Path(str(best['run'])).name}"
+        return summary
 
     def metrics(self) -> list[dict[str, Any]]:
-        """One record per epoch; a last line that was cut off is not one."""
+        """One record per epoch; a last line that was cut off is not one.
+
+        Raises:
+            UsageError: a line before the last is damaged.
+        """
+        path = self.path / "metrics.jsonl"
         try:
-            text = (self.path / "metrics.jsonl").read_text()
+            lines = path.read_bytes().split(b"\n")[:-1]
         except OSError:
             return []
-        lines = text.split("\n")[:-1]
-        return [json.loads(line) for line in lines if line]
+        records = []
+        for number, line in enumerate(lines, 1):
+            try:
+                record = json.loads(line)
+            except ValueError:
+                record = None
+            if not isinstance(record, dict) or not record.keys() >= RECORD:
+                raise UsageError(f"{path}: line {number} is not the record of an epoch")
+            records.append(record)
+        return records
 
     @property
     def is_sweep(self) -> bool:
         """Whether this is the folder of a sweep, whose runs are in `trials/`."""
         return (self.path / "sweep.yaml").is_file()
 
-    def trials(self) -> list["RunDirectory"]:
-        """The runs of a sweep, in the order asked for; none of a single run."""
-        folder = self.path / "trials"
-        if not folder.is_dir():
-            return []
-        return [RunDirectory(path) for path in sorted(folder.iterdir()) if path.is_dir()]
+    def trial(self, index: int) -> "RunDirectory":
+        """One run of a sweep, by its place in the order asked for."""
+        return RunDirectory(self.path / "trials" / f"{index:03d}")
 
 
 def create(root: Path, name: str) -> RunDirectory:
@@ -145,10 +177,10 @@ def create(root: Path, name: str) -> RunDirectory:
 
 
 def create_trial(sweep: RunDirectory, index: int) -> RunDirectory:
-    """The folder of one run of a sweep."""
-    path = sweep.path / "trials" / f"{index:03d}"
-    path.mkdir(parents=True)
-    return RunDirectory(path)
+    """Makes the folder of one run of a sweep."""
+    trial = sweep.trial(index)
+    trial.path.mkdir(parents=True)
+    return trial
 
 
 def all_runs(root: Path) -> list[RunDirectory]:

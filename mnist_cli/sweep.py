@@ -163,7 +163,7 @@ class Sweep:
         return {
             "sweep": self.folder.name,
             "status": self.status,
-            "seconds": round(time.perf_counter() - self._began, 3),
+            "seconds": round(self.seconds, 3),
             "trials": [self._row(trial) for trial in self.trials],
             "best": self._row(best) | self.test if self.winner else None,
             "checkpoint": str(self.folder.best) if self.folder.best.exists() else None,
@@ -195,6 +195,7 @@ class Sweep:
             self.test = {"test/loss": loss, "test/acc": accuracy}
 
     def _save(self) -> None:
+        self.seconds = time.perf_counter() - self._began
         ended = {} if self.status == "running" else {"ended": store.now()}
         self.folder.write_meta(self._meta | {"status": self.status} | ended)
         self.folder.write_summary(self.summary())

@@ -107,7 +107,7 @@ def train(run: Training) -> Iterator[list[Record]]:
         if run.interval == "epoch":
             run.scheduler.step()
         train_loss = (loss_sum / images_seen).tolist()  # the epoch's one wait for the device
-        train_acc = (correct / images_seen).tolist()
+        train_acc = (correct.double() / images_seen).tolist()
         trained = time.perf_counter()
         val_loss, val_acc = evaluate(stack, run.data.val, run.loss)
         ended = time.perf_counter()
@@ -157,7 +157,7 @@ def evaluate(stack: Stack, split: Split, loss: Loss) -> tuple[list[float], list[
     for logits, labels in _passed(stack, split):
         loss_sum += loss(logits, labels).sum(1)
         correct += (logits.argmax(-1) == labels).sum(1)
-    return (loss_sum / len(split)).tolist(), (correct / len(split)).tolist()
+    return (loss_sum / len(split)).tolist(), (correct.double() / len(split)).tolist()
 
 
 @torch.no_grad()

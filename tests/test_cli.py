@@ -544,3 +544,87 @@ def test_plot_draws_everything_from_the_folder_alone(mnist: Mnist, runs: Path) -
         "curves", "confusion-test", "mistakes-test",
     }  # fmt: skip
     assert mnist("plot", "nothing").code == 2
+
+
+# -------------------------------------------------------------------------- whatever goes wrong
+
+
+def test_a_run_that_fails_before_its_first_epoch_can_be_looked_at(
+    mnist: Mnist, monkeypatch: pytest.MonkeyPatch, runs: Path
+) -> None:
+    from mnist_cli import models
+
+    def broken(*_: object) -> torch.nn.Module:
+        raise RuntimeError("out of luck")
+
+    monkeypatch.setitem(models.MODELS, "mlp", broken)
+    ended = mnist("train", *SMALL)
+    assert ended.code == 1
+    assert "error: mlp-0001 failed: out of luck" in ended.err
+    page = mnist("runs", "show", "mlp-0001").out
+    assert "failed" in page
+    assert "RuntimeError: out of luck" in page
+    assert "mlp-0001" in mnist("runs", "list").out
+
+
+def test_a_sweep_checks_devices_and_data_before_it_makes_a_folder(mnist: Mnist, runs: Path) -> None:
+    ended = mnist("sweep", *SMALL, "--lrs", "1e-2", "--grid", "train.device=cpu,cuda:77")
+    assert ended.code == 2
+    ended = mnist("sweep", "--lrs", "1e-2", "--grid", "data={name: synthetic, size: 70},mnist")
+    assert ended.code == 4
+    assert not runs.exists()
+
+
+def test_eval_says_when_the_images_may_have_been_trained_on(mnist: Mnist, runs: Path) -> None:
+    mnist("train", *SMALL)
+    own = mnist("eval", "--checkpoint", "best.pt", "data.normalize=true")
+    assert "note: " not in own.err
+    other = mnist("eval", "--checkpoint", "best.pt", "data.split=official")
+    assert "it may have been trained on these images" in other.err
+
+
+def test_a_selection_that_saw_the_test_set_is_told(mnist: Mnist) -> None:
+    note = "note: the test set validates"
+    assert note not in mnist("train", *SMALL).err
+    assert note in mnist("train", *SMALL, "data.split=official").err
+    swept = mnist("sweep", *SMALL, "--lrs", "1e-2", "--grid", "data.split=pooled,official")
+    assert note in swept.err
+
+
+def test_lines_to_paste_are_quoted(mnist: Mnist, tmp_path: Path) -> None:
+    ended = mnist("train", *SMALL, "--runs-dir", str(tmp_path / "a b"))
+    assert f"mnist eval --checkpoint '{tmp_path}/a b/mlp-0001/best.pt'" in ended.out
+
+
+def test_tables_are_never_cut(mnist: Mnist, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    ended = mnist("sweep", *SMALL, "--lrs", "1e-2,1e-3", "--seeds", "2")
+    assert "…" not in ended.out
+    assert ended.out.count("mlp-sweep-0001/trials/00") >= 2
+
+
+def test_the_star_of_the_picture_is_the_winner(
+    mnist: Mnist, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from matplotlib.axes import Axes
+
+    starred = []
+    plot = Axes.plot
+
+    def spy(self: Axes, *args: Any, **options: Any) -> Any:
+        if args[2:] == ("*",):
+            starred.append(args[0][0])
+        return plot(self, *args, **options)
+
+    monkeypatch.setattr(Axes, "plot", spy)
+    ended = mnist("sweep", *SMALL, "train.select=loss", "--lrs", "1e-3,1e-2,2e-1", "--json")
+    assert starred == [ended.json["best"]["optimizer.lr"]]
+    losses = [trial["val/loss"] for trial in ended.json["trials"]]
+    assert ended.json["best"]["val/loss"] == min(losses)
+
+
+def test_a_group_of_commands_alone_shows_its_help(mnist: Mnist) -> None:
+    for argv in ((), ("runs",), ("data",)):
+        ended = mnist(*argv)
+        assert ended.code == 2
+        assert ended.err.startswith("Usage: mnist")

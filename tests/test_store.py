@@ -55,14 +55,44 @@ def test_files_have_the_mode_that_open_would_give(tmp_path: Path) -> None:
     assert (tmp_path / "a").stat().st_mode == (tmp_path / "b").stat().st_mode
 
 
+def record(epoch: int, loss: float) -> dict[str, float]:
+    return dict.fromkeys(sorted(store.RECORD), 0.5) | {"epoch": epoch, "val/loss": loss}
+
+
 def test_metrics_skip_a_torn_last_line(tmp_path: Path) -> None:
     run = store.create(tmp_path, "mlp")
     assert run.metrics() == []
-    run.append_metrics({"epoch": 1, "val/loss": 0.5})
-    run.append_metrics({"epoch": 2, "val/loss": float("nan")})
+    run.append_metrics(record(1, 0.5))
+    run.append_metrics(record(2, float("nan")))
     with (run.path / "metrics.jsonl").open("ab") as file:
         file.write(b'{"epoch": 3, "val')
-    assert run.metrics() == [{"epoch": 1, "val/loss": 0.5}, {"epoch": 2, "val/loss": None}]
+    assert [(r["epoch"], r["val/loss"]) for r in run.metrics()] == [(1, 0.5), (2, None)]
+
+
+@pytest.mark.parametrize("line", [b"{", b"\xff\xfe", b"[1]", b'{"epoch": 1}', b""])
+def test_a_damaged_line_in_the_middle_is_named(tmp_path: Path, line: bytes) -> None:
+    run = store.create(tmp_path, "mlp")
+    run.append_metrics(record(1, 0.5))
+    files.append(run.path / "metrics.jsonl", line + b"\n")
+    with pytest.raises(UsageError, match=r"metrics\.jsonl: line 2 is not the record of an epoch"):
+        run.metrics()
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"best": 3}', '{"trials": [{}]}', '{"trials": 3}'])
+def test_a_damaged_summary_is_none(tmp_path: Path, text: str) -> None:
+    run = store.create(tmp_path, "mlp")
+    (run.path / "summary.json").write_text(text)
+    assert run.summary() == {}
+
+
+def test_a_copied_folder_tells_its_own_name_and_place(tmp_path: Path) -> None:
+    run = store.create(tmp_path, "mlp")
+    run.write_config("{}")
+    run.best.touch()
+    run.write_summary({"run": "mlp-0001", "best": None, "checkpoint": str(run.best)})
+    moved = store.RunDirectory(run.path.rename(tmp_path / "renamed"))
+    summary = moved.summary()
+    assert (summary["run"], summary["checkpoint"]) == ("renamed", str(tmp_path / "renamed/best.pt"))
 
 
 def test_json_files_are_json_whatever_is_measured(tmp_path: Path) -> None:

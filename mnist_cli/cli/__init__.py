@@ -36,11 +36,6 @@ app.add_typer(configs.app, name="config")
 app.add_typer(data.app, name="data")
 
 
-def main() -> NoReturn:
-    """The command `mnist`."""
-    sys.exit(run_command(sys.argv[1:]))
-
-
 def run_command(argv: Sequence[str]) -> int:
     """Runs one command line; every way it can end becomes an exit code and a sentence.
 
@@ -70,6 +65,8 @@ def run_command(argv: Sequence[str]) -> int:
         print(f"error: {type(error).__name__}: {error}", file=sys.stderr)
         print("hint: this should not happen; --debug shows where it did", file=sys.stderr)
         return 1
+    if code == 130:
+        print("interrupted: everything that was finished is saved", file=sys.stderr)
     return code if isinstance(code, int) else 0
 
 

@@ -183,7 +183,7 @@ def _checkpoint_config(
     """
     for text in overrides:
         key = text.partition("=")[0]
-        if "=" in text and not key.startswith(("data.", "train.device")):
+        if "=" in text and key not in ("data", "train.device") and not key.startswith("data."):
             raise UsageError(
                 f"{key}: a checkpoint's own", "only data.* and train.device can change"
             )
@@ -197,6 +197,11 @@ def _checkpoint_config(
             f"data.name: the images of {settings.data.name} are {'x'.join(map(str, has))}, "
             f"but {path} is for those of {own.name}, {'x'.join(map(str, had))}",
             "choose a data set whose images have the same shape",
+        )
+    ignore = {"batch_size", "shuffle", "normalize"}
+    if settings.data.model_dump(exclude=ignore) != own.model_dump(exclude=ignore):
+        console(stderr=True).print(
+            "note: not the split it was trained with, so it may have been trained on these images"
         )
     return settings
 

@@ -20,7 +20,11 @@ def runs_list(runs_dir: RunsDir = None, as_json: Json = False) -> None:
     root = store.runs_root(runs_dir)
     found = [(run, run.meta(), run.summary()) for run in store.all_runs(root)]
     if as_json:
-        print_json([{"status": meta.get("status"), **summary} for _, meta, summary in found])
+        rows = [
+            {"name": run.name, "path": str(run.path), "status": meta.get("status"), **summary}
+            for run, meta, summary in found
+        ]
+        print_json(rows)
     elif found:
         console().print(report.runs_table(found))
     else:

@@ -2,12 +2,15 @@
 
 import json
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
 
 import typer
 from rich.console import Console
+from rich.measure import Measurement
+from rich.table import Table
 
 from mnist_cli import store
 from mnist_cli.config import ConfigError, Loaded
@@ -15,11 +18,16 @@ from mnist_cli.errors import MnistError, UsageError
 
 
 class _Console(Console):
-    """A console that leaves the lines of plain text whole; tables keep to its width."""
+    """A console that leaves lines of text whole, and tables too: a cut figure is a wrong one."""
 
     def print(self, *objects: Any, **options: Any) -> None:
+        width = self.width
+        if len(objects) == 1 and isinstance(objects[0], Table):
+            unbounded = self.options.update(max_width=1000)
+            self.width = max(width, Measurement.get(self, unbounded, objects[0]).maximum)
         lines = all(isinstance(each, str) for each in objects)
         super().print(*objects, **{"soft_wrap": lines, **options})
+        self.width = width
 
 
 def console(stderr: bool = False) -> Console:
@@ -43,11 +51,14 @@ def print_json(value: Any) -> None:
 def tell_checkpoint(human: Console, path: Path) -> None:
     """Where the best weights are, and how to measure them."""
     human.print(f"best checkpoint: {path}")
-    human.print(f"to evaluate it:  mnist eval --checkpoint {path}")
+    human.print(f"to evaluate it:  mnist eval --checkpoint {shlex.quote(str(path))}")
 
 
 def say_error(error: MnistError | typer.TyperException) -> int:
     """Prints an error as a user sees it; returns its exit code."""
+    if isinstance(error, typer.TyperException) and error.format_message().startswith("Usage:"):
+        print(error.format_message(), file=sys.stderr)  # a group of commands alone: its help
+        return 2
     if isinstance(error, typer.TyperException):
         error = UsageError(
             error.format_message(), "`mnist --help` and `mnist COMMAND --help` tell more"

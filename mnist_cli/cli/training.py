@@ -1,5 +1,6 @@
 """`mnist train` and `mnist sweep`."""
 
+import shlex
 import sys
 from collections.abc import Sequence
 from contextlib import closing
@@ -26,7 +27,7 @@ from mnist_cli.cli.options import (
 )
 from mnist_cli.cli.screen import console, human_console, print_json, tell_checkpoint, tell_origin
 from mnist_cli.config import Config, Flag
-from mnist_cli.errors import RunError, SweepError, UsageError
+from mnist_cli.errors import MnistError, RunError, SweepError, UsageError
 
 if TYPE_CHECKING:
     from mnist_cli.run import Datasets, Run
@@ -75,11 +76,12 @@ def train(
         with display.live(), closing(InProcess(datasets).run([[run]])) as events:
             for event in events:
                 display.show(event)
+                if isinstance(event, Failed) and isinstance(event.error, MnistError):
+                    raise event.error
                 if isinstance(event, Failed):
                     raise RunError(f"{run.folder.name} failed: {event.error}") from event.error
     except (KeyboardInterrupt, SystemExit) as interruption:
         _end_interrupted(interruption, run.folder, f"{len(run.records)} finished epochs are saved")
-    _draw(run.folder)
     _show_reference(human, chosen, [run])
     if run.best:
         human.print(
@@ -90,6 +92,7 @@ def train(
         tell_checkpoint(human, run.folder.best)
     if as_json:
         print_json(run.summary())
+    _draw(run.folder)  # last: whoever has no patience for pictures has seen the figures
     if run.status == "diverged":
         raise RunError(
             f"{run.folder.name} diverged: its loss is no longer finite in epoch {len(run.records)}",
@@ -136,7 +139,7 @@ def sweep(
     _tell_split(loaded.config)
 
     from mnist_cli import report
-    from mnist_cli.run import Datasets
+    from mnist_cli.run import Datasets, resolve_device
     from mnist_cli.sweep import Sweep, expand, group, separators
 
     trials = expand(loaded.config)
@@ -152,14 +155,18 @@ def sweep(
             print_json({"runs": rows, "separated_by": why})
         return
     datasets = Datasets(console(stderr=True).print)
-    datasets.get(trials[0].config)
+    for wanted in {trial.config.train.device for trial in trials}:
+        resolve_device(wanted)
+    for trial in {trial.config.data.name: trial for trial in trials}.values():
+        datasets.get(trial.config)
     folder = f"{loaded.config.name or 'run'}-sweep"
     swept = Sweep(loaded.config, store.runs_root(runs_dir), folder)
     _run_sweep(swept, datasets, human, as_json)
 
 
 def _tell_split(config: Config) -> None:
-    if config.data.split == "official":
+    splits = {config.data.split, *config.sweep.get("data.split", ())}
+    if "official" in splits:
         console(stderr=True).print(
             "note: the test set validates (data.split: official), so selection sees it"
         )
@@ -187,7 +194,6 @@ def _run_sweep(swept: "Sweep", datasets: "Datasets", human: Console, as_json: bo
         done = sum(run.status == "finished" for run in swept.runs)
         told = f"{done} of {len(swept.runs)} runs are finished, finished epochs of the others saved"
         _end_interrupted(interruption, swept.folder, told)
-    _draw(swept.folder)
     summary = swept.summary()
     for part in report.ranking(summary, swept.config.train.select):
         human.print(part)
@@ -197,6 +203,7 @@ def _run_sweep(swept: "Sweep", datasets: "Datasets", human: Console, as_json: bo
         tell_checkpoint(human, swept.folder.best)
     if as_json:
         print_json(summary)
+    _draw(swept.folder)
     _exit_of_sweep(swept)
 
 
@@ -220,7 +227,7 @@ def _draw(folder: store.RunDirectory) -> None:
 
     try:
         plots.draw(folder)
-    except OSError as error:
+    except Exception as error:  # noqa: BLE001 - whatever it is, the run is finished and saved
         print(f"warning: the pictures could not be drawn: {error}", file=sys.stderr)
 
 
@@ -239,6 +246,7 @@ def _end_interrupted(
     interruption: BaseException, folder: store.RunDirectory, told: str
 ) -> NoReturn:
     print(f"interrupted: {told} in {folder.path}", file=sys.stderr)
-    print(f"hint: look at it with: mnist runs show {folder.path}", file=sys.stderr)
+    place = shlex.quote(str(folder.path))
+    print(f"hint: look at it with: mnist runs show {place}", file=sys.stderr)
     code = interruption.code if isinstance(interruption, SystemExit) else 130
-    raise typer.Exit(code if isinstance(code, int) else 130) from None
+    raise SystemExit(code) from None
