@@ -53,6 +53,7 @@ class Stack:
             self._parameters[name] = column.view(value.shape).requires_grad_()
             self._gradient_views.append(gradient.view(value.shape))
 
+        self._state = self._parameters | self._buffers
         # The module lends its code; the values it was built with are never read.
         self._module = copy.deepcopy(models[0]).to("meta")
         self._step_buffers = [
@@ -80,7 +81,8 @@ class Stack:
 
     def train(self, step: int) -> None:
         """Makes ready for a training step, counted from 0: what dropout drops depends on it."""
-        self._module.train()
+        if not self._module.training:  # it walks the whole module
+            self._module.train()
         for buffer in self._step_buffers:
             buffer.fill_(step)
 
@@ -96,11 +98,11 @@ class Stack:
                 batch) or 1 (all the same).
         """
         if self.replicas == 1:
-            alone = {name: value[0] for name, value in self._state().items()}
+            alone = {name: value[0] for name, value in self._state.items()}
             return self._forward(alone, images[0])[None]
         shared = images.shape[0] == 1
         forward = vmap(self._forward, in_dims=(0, None if shared else 0))
-        return forward(self._state(), images[0] if shared else images)
+        return forward(self._state, images[0] if shared else images)
 
     def backward(self, objectives: Tensor) -> None:
         """Sets the gradients of every replica to those of its own objective.
@@ -130,9 +132,6 @@ class Stack:
         """
         for name, value in self._parameters.items():
             value[replica].copy_(state[name])
-
-    def _state(self) -> dict[str, Tensor]:
-        return self._parameters | self._buffers
 
     def _forward(self, state: dict[str, Tensor], images: Tensor) -> Tensor:
         logits: Tensor = functional_call(self._module, state, (images,))
