@@ -84,13 +84,12 @@ def group(trials: Iterable[Trial]) -> list[list[Trial]]:
 
 
 def separators(stacks: Sequence[Sequence[Trial]]) -> list[str]:
-    """The settings that made more than one stack of a sweep, in the order of the config."""
-    firsts = [dict(stack[0].config.settings()) for stack in stacks]
-    keys = dict.fromkeys(key for settings in firsts for key in settings)
+    """The swept settings that made more than one stack of a sweep, in the order swept."""
+    firsts = [stack[0].settings for stack in stacks]
     return [
         key
-        for key in keys
-        if key not in STACKABLE and len({json.dumps(settings.get(key)) for settings in firsts}) > 1
+        for key in firsts[0]
+        if key not in STACKABLE and len({json.dumps(settings[key]) for settings in firsts}) > 1
     ]
 
 
