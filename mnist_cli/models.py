@@ -123,11 +123,6 @@ def build(config: ModelConfig, shape: Shape, classes: int, seed: int) -> nn.Modu
     return model
 
 
-def count_parameters(model: nn.Module) -> int:
-    """How many numbers the model learns."""
-    return sum(parameter.numel() for parameter in model.parameters())
-
-
 class Dropout(nn.Module):
     """Inverted dropout whose mask is a pure function of (seed, step, position in the batch).
 

@@ -25,14 +25,13 @@ if TYPE_CHECKING:
 
 Record = Mapping[str, Any]
 
-# What makes each part of `experiment` say nothing if it is swept.
-WHOLES: tuple[set[str], ...] = (
-    {"model", "model.name"},
-    set(),
-    {"optimizer", "optimizer.name"},
-    {"data", "data.batch_size"},
-    {"train", "train.epochs", "train.steps"},
-)
+# The swept settings by which a part of `experiment` says nothing.
+WHOLE = {
+    "model": {"model", "model.name"},
+    "optimizer": {"optimizer", "optimizer.name"},
+    "batch": {"data", "data.batch_size"},
+    "train": {"train", "train.epochs", "train.steps"},
+}
 
 METRICS = {
     "train/loss": "train loss",
@@ -335,19 +334,17 @@ def experiment(config: Config) -> str:
         shape |= {"activation": model.activation} if model.activation != "relu" else {}
         shape |= {"dropout": model.dropout} if model.dropout else {}
     told = varied("model") or settings(shape)
-    parts = [
-        f"{model.name} ({told})" if told else model.name,
-        varied("data") or f"{data.name} {data.split}",
-        f"{optimizer.name} ({varied('optimizer') or f'lr {value(optimizer.lr)}'})",
-        f"batch {data.batch_size}",
-        counted(config.train.epochs, "epoch") or counted(config.train.steps, "step"),
-    ]
     # Of what a sweep varies as a whole, the config's own says nothing.
-    own = [config.sweep.keys() & keys for keys in WHOLES]
-    parts = [part for part, swept in zip(parts, own, strict=True) if not swept]
-    sections = (("model", own[0]), ("optimizer", own[2]), ("train", own[4]))
-    named = [varied(section) for section, swept in sections if swept]
-    return ", ".join(parts + named)
+    whole = {section for section, keys in WHOLE.items() if keys & config.sweep.keys()}
+    parts = {
+        "model": f"{model.name} ({told})" if told else model.name,
+        "data": varied("data") or f"{data.name} {data.split}",
+        "optimizer": f"{optimizer.name} ({varied('optimizer') or f'lr {value(optimizer.lr)}'})",
+        "batch": f"batch {data.batch_size}",
+        "train": counted(config.train.epochs, "epoch") or counted(config.train.steps, "step"),
+    }
+    shown = [part for name, part in parts.items() if name not in whole]
+    return ", ".join(shown + [varied(name) for name in parts if name in whole - {"batch"}])
 
 
 def plan_table(trials: "Sequence[Trial]", stack_of: Mapping[int, int]) -> Table:

@@ -3,6 +3,7 @@
 A folder is the whole of a run: what it was asked, where it ran, what was measured, its weights.
 """
 
+import functools
 import json
 import os
 import platform
@@ -275,6 +276,7 @@ def _started(path: Path) -> str:
     return str(_read_json(path / "meta.json").get("started", ""))
 
 
+@functools.cache  # every run of a sweep asks, and one process is started where one will do
 def _git_commit() -> str | None:
     """The commit of the working directory's repository, `+` after it if files differ; else None."""
     try:

@@ -218,15 +218,20 @@ def test_a_sweep_goes_on_when_a_run_diverges(mnist: Mnist) -> None:
     assert "every run diverged" in ended.err
 
 
-def test_failed_trials_exit_3_and_the_others_go_on(
-    mnist: Mnist, monkeypatch: pytest.MonkeyPatch, runs: Path
-) -> None:
+def break_model(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Makes building a model fail as nothing in `mnist` foresees."""
     from mnist_cli import models
 
     def broken(*_: object) -> torch.nn.Module:
         raise RuntimeError("out of luck")
 
-    monkeypatch.setitem(models.MODELS, "cnn", broken)
+    monkeypatch.setitem(models.MODELS, name, broken)
+
+
+def test_failed_trials_exit_3_and_the_others_go_on(
+    mnist: Mnist, monkeypatch: pytest.MonkeyPatch, runs: Path
+) -> None:
+    break_model(monkeypatch, "cnn")
     ended = mnist("sweep", *SMALL, "--lrs", "0.1", "--grid", "model=cnn,logistic")
     assert ended.code == 3
     assert "1 of 2 runs failed" in ended.err
@@ -552,12 +557,7 @@ def test_plot_draws_everything_from_the_folder_alone(mnist: Mnist, runs: Path) -
 def test_a_run_that_fails_before_its_first_epoch_can_be_looked_at(
     mnist: Mnist, monkeypatch: pytest.MonkeyPatch, runs: Path
 ) -> None:
-    from mnist_cli import models
-
-    def broken(*_: object) -> torch.nn.Module:
-        raise RuntimeError("out of luck")
-
-    monkeypatch.setitem(models.MODELS, "mlp", broken)
+    break_model(monkeypatch, "mlp")
     ended = mnist("train", *SMALL)
     assert ended.code == 1
     assert "error: mlp-0001 failed: out of luck" in ended.err

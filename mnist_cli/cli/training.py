@@ -146,7 +146,7 @@ def sweep(
     if dry_run:
         stacks = group(trials)
         why = separators(stacks)
-        told = f"{len(trials)} runs in {len(stacks)} stack{'s'[: len(stacks) > 1]}"
+        told = f"{report.counted(len(trials), 'run')} in {report.counted(len(stacks), 'stack')}"
         human.print(told + (f"; one stack has one {', one '.join(why)}" if why else ""))
         stack_of = {trial.index: n for n, stack in enumerate(stacks, 1) for trial in stack}
         human.print(report.plan_table(trials, stack_of))
@@ -179,8 +179,8 @@ def _run_sweep(swept: "Sweep", datasets: "Datasets", human: Console, as_json: bo
     from mnist_cli.executors import InProcess
 
     human.print(
-        f"{swept.folder.name}: {len(swept.runs)} runs in {len(swept.stacks)} "
-        f"stack{'s'[: len(swept.stacks) > 1]}: {report.experiment(swept.config)}"
+        f"{swept.folder.name}: {report.counted(len(swept.runs), 'run')} in "
+        f"{report.counted(len(swept.stacks), 'stack')}: {report.experiment(swept.config)}"
     )
     labels = {
         run.folder.name: trial.settings for run, trial in zip(swept.runs, swept.trials, strict=True)
