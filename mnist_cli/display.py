@@ -10,7 +10,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from mnist_cli import report
 from mnist_cli.executors import Epoch, Event, Failed, Started
-from mnist_cli.run import StackRun
+from mnist_cli.run import Run
 
 
 class Display:
@@ -27,7 +27,8 @@ class Display:
     def __init__(self, console: Console, labels: Mapping[str, Mapping[str, Any]]) -> None:
         self._console = console
         self._labels = labels
-        self._stack: StackRun | None = None
+        self._parts: list[Started] = []  # that are training, or have
+        self._epochs = 0
         self._latest = ""
         self._progress = Progress(
             TextColumn("epoch {task.fields[epoch]}"),
@@ -58,35 +59,36 @@ class Display:
     def show(self, event: Event) -> None:
         """Shows what happened."""
         match event:
-            case Started(stack):
-                self._start(stack)
-            case Epoch(stack, records):
-                self._epoch(stack, records)
+            case Started():
+                self._start(event)
+            case Epoch(runs, records):
+                self._epoch(runs, records)
             case Failed(runs, error):
                 names = ", ".join(run.folder.name for run in runs)
                 self._console.print(f"failed: {names}: {type(error).__name__}: {error}")
 
-    def _start(self, stack: StackRun) -> None:
-        self._stack, self._latest = stack, ""
-        self._progress.reset(self._task, total=stack.training.steps)
+    def _start(self, event: Started) -> None:
+        self._parts.append(event)
+        self._epochs = event.epochs
         if self._labels:
-            count = len(stack.runs)
+            count = len(event.runs)
             self._console.print(f"{count} runs trained together" if count > 1 else "1 run alone")
 
-    def _epoch(self, stack: StackRun, records: Sequence[Mapping[str, Any] | None]) -> None:
-        epochs = stack.training.epochs
+    def _epoch(self, runs: Sequence[Run], records: Sequence[Mapping[str, Any] | None]) -> None:
         alive = [record for record in records if record is not None]
+        if not alive:  # all that go on are still on the way to where they were
+            return
         if self._labels:
-            labels = [report.settings(self._labels[run.folder.name]) for run in stack.runs]
-            self._console.print(report.stack_line(records, labels, epochs))
+            labels = [report.settings(self._labels[run.folder.name]) for run in runs]
+            self._console.print(report.stack_line(records, labels, self._epochs))
         else:
-            self._console.print(report.epoch_line(alive[0], epochs))
+            self._console.print(report.epoch_line(alive[0], self._epochs))
         best = max(alive, key=lambda record: record["val/acc"])
         self._latest = (
             f"val loss {report.loss(best['val/loss'])}  acc {report.percent(best['val/acc'])}"
             f"  lr {report.value(best['lr'])}"
         )
-        for run in stack.runs:
+        for run in runs:
             if run.status == "diverged" and len(run.records) == alive[0]["epoch"]:
                 label = report.settings(self._labels.get(run.folder.name, {}))
                 self._console.print(
@@ -95,15 +97,17 @@ class Display:
                 )
 
     def _render(self) -> RenderableType:
-        if self._stack is None:
+        if not self._parts:
             return ""
-        training = self._stack.training
-        epoch = min(training.step // training.steps_per_epoch + 1, training.epochs)
+        done = sum(part.progress() for part in self._parts)
+        total = sum(part.steps for part in self._parts)
+        epoch = min(self._epochs * done // total + 1, self._epochs)
         speed = self._progress.tasks[0].speed
         self._progress.update(
             self._task,
-            completed=training.step,
-            epoch=f"{epoch}/{training.epochs}",
+            total=total,
+            completed=done,
+            epoch=f"{epoch}/{self._epochs}",
             latest=self._latest,
             speed=f"{speed:,.0f}" if speed else "-",
         )

@@ -30,7 +30,7 @@ from mnist_cli.data import pickles
 from mnist_cli.data.dataset import form
 from mnist_cli.errors import CheckpointError
 from mnist_cli.models import build
-from mnist_cli.run import DTYPES
+from mnist_cli.stack import PRECISIONS
 from mnist_cli.store import RunDirectory
 
 Format = Literal["pickle", "npz", "safetensors", "torch"]
@@ -171,7 +171,7 @@ def adopt(weights: Weights, config: Config, root: Path) -> tuple[RunDirectory, b
     config = config.model_copy(update={"sweep": {}})
     shape, classes = form(config.data)
     model = build(config.model, shape, len(classes), config.train.seed)
-    state, rounded = fit(model, weights, DTYPES[config.train.precision])
+    state, rounded = fit(model, weights, PRECISIONS[config.train.precision].weights)
     folder = store.create(root, f"{config.name or 'run'}-imported")
     checkpoints.save(folder.best, Checkpoint(config.resolved(), 0, 0, {}, state))
     meta = store.new_meta(

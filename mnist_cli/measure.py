@@ -11,7 +11,7 @@ from mnist_cli.config import Config
 from mnist_cli.data.dataset import Split, form, scale
 from mnist_cli.losses import LOSSES
 from mnist_cli.models import build
-from mnist_cli.run import DTYPES, Datasets, resolve_device
+from mnist_cli.run import Datasets, resolve_device
 from mnist_cli.stack import Stack
 from mnist_cli.train import evaluate, probabilities
 
@@ -30,7 +30,7 @@ def restore(state: Checkpoint, config: Config) -> Stack:
     shape, classes = form(config.data)
     model = build(config.model, shape, len(classes), config.train.seed)
     checkpoints.fit(model, state)
-    return Stack([model], resolve_device(config.train.device), DTYPES[config.train.precision])
+    return Stack([model], resolve_device(config.train.device), config.train.precision)
 
 
 def measure(

@@ -6,6 +6,7 @@ it into `MODELS`, and give its settings a class in `config/schema.py`.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -121,6 +122,47 @@ def build(config: ModelConfig, shape: Shape, classes: int, seed: int) -> nn.Modu
     for number, layer in enumerate(dropouts(model)):
         layer.seed.fill_(derive(seed, "dropout", number))
     return model
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one replica's share of a step takes.
+
+    Attributes:
+        parameters: numbers it learns.
+        multiply_adds: of the forward pass; the backward pass takes about twice as many.
+        activations: numbers kept for the backward pass.
+    """
+
+    parameters: int
+    multiply_adds: int
+    activations: int
+
+
+def cost(model: nn.Module, shape: Shape, batch: int) -> Cost:
+    """What a step takes, found by passing one image through the model."""
+    own = {id(parameter) for parameter in model.parameters()}
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    kept = positions = 0
+
+    def keep(tensor: Tensor) -> Tensor:
+        nonlocal kept
+        if id(tensor) not in own and tensor._base is None:
+            kept += tensor.numel()
+        return tensor
+
+    def count(layer: nn.Module, _: Any, output: Tensor) -> None:
+        nonlocal positions
+        # A kernel is used at every place but one more often than a weight of a linear layer.
+        positions += layer.weight.numel() * (output[0, 0].numel() - 1)  # type: ignore[operator]
+
+    convolutions = [layer for layer in model.modules() if isinstance(layer, nn.Conv2d)]
+    hooks = [layer.register_forward_hook(count) for layer in convolutions]
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        model(torch.zeros(1, *shape))
+    for hook in hooks:
+        hook.remove()
+    return Cost(parameters, batch * (parameters + positions), batch * kept)
 
 
 class Dropout(nn.Module):

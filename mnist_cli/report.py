@@ -365,7 +365,7 @@ def runs_table(found: Sequence[tuple[RunDirectory, Record, Record]]) -> Table:
         trials = summary.get("trials")
         made.add_row(
             run.name,
-            str(meta.get("status", "unknown")),
+            run.status(),
             str(meta.get("started", ""))[:16].replace("T", " "),
             f"{len(trials)} runs" if trials is not None else str(summary.get("epochs", "-")),
             percent(best.get("val/acc")),
@@ -380,7 +380,7 @@ def run_page(run: RunDirectory) -> Iterator[RenderableType]:
     meta, summary = run.meta(), run.summary()
     facts = {
         "run": run.name,
-        "status": meta.get("status", "unknown"),
+        "status": run.status(),
         "error": meta.get("error"),
         "started": meta.get("started"),
         "took": duration(summary["seconds"]) if "seconds" in summary else None,

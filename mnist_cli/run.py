@@ -1,11 +1,15 @@
 """From configs to finished run folders: builds the stack, drains the loop into the store."""
 
+import ctypes
+import functools
 import math
+import os
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from typing import Any, Self, cast
 
 import numpy as np
 import torch
@@ -16,21 +20,13 @@ from mnist_cli import store
 from mnist_cli.checkpoint import Checkpoint
 from mnist_cli.config import Config
 from mnist_cli.data.dataset import Dataset, load
-from mnist_cli.errors import INTERRUPTIONS, UsageError
+from mnist_cli.errors import INTERRUPTIONS, CheckpointError, UsageError
 from mnist_cli.losses import LOSSES
 from mnist_cli.models import build
-from mnist_cli.optim import build_optimizer, build_scheduler
+from mnist_cli.optim import Optimizer
 from mnist_cli.stack import Stack
 from mnist_cli.store import RunDirectory, Status
 from mnist_cli.train import Record, Training, evaluate, train
-
-# Multiply-adds of a forward pass from which more than one thread pays. Threads that wait for each
-# other spin: on two cores an epoch of E1's sweep (7 million) takes 1.5 s with two threads and 1.7 s
-# with one, but beside another busy process up to 60 s with two and 2 s with one. E5's depth 5 (600
-# million) takes 0.9 s with two and 1.6 s with one.
-THREADS_PAY = 20_000_000
-
-DTYPES = {"fp32": torch.float32, "fp64": torch.float64}
 
 
 def resolve_device(name: str) -> torch.device:
@@ -77,6 +73,8 @@ class Datasets:
             DataError: the data is missing or not what it should be.
         """
         device = resolve_device(config.train.device)
+        if config.train.precision == "tf32" and device.type != "cuda":
+            raise UsageError("train.precision: tf32 needs a GPU", "take fp32 or bf16")
         key = f"{device} {config.data.model_dump_json(exclude={'batch_size', 'shuffle'})}"
         if self._last is None or self._last[0] != key:
             self._last = None  # two at once would only cost memory
@@ -93,6 +91,7 @@ class Run:
         best: the record of the best epoch, if any epoch was finite.
         final: what was measured once after the last epoch (with `train.eval_train`).
         seconds: how long it has trained, with the stack it is part of.
+        committed: what a run that goes on goes on from, if it had come so far.
     """
 
     config: Config
@@ -103,11 +102,76 @@ class Run:
     final: dict[str, float] = field(default_factory=dict)
     seconds: float = 0.0
     meta: dict[str, Any] = field(default_factory=dict)
+    committed: Checkpoint | None = None
 
-    def __post_init__(self) -> None:
-        """The folder can be looked at from the first moment."""
-        self.folder.write_config(configs.dump(self.config))
-        self.tell(**store.new_meta(status=self.status))
+    @classmethod
+    def create(cls, config: Config, folder: RunDirectory) -> Self:
+        """A new run, whose folder can be looked at from the first moment."""
+        run = cls(config, folder)
+        folder.write_config(configs.dump(config))
+        run.tell(**store.new_meta(status=run.status))
+        return run
+
+    @classmethod
+    def reopen(cls, folder: RunDirectory, epochs: int | None, note: Callable[[str], None]) -> Self:
+        """A run as its folder has it: ended, or waiting to go on from its last commit.
+
+        Whatever is in the folder beyond that commit is dropped: training makes it again, to the
+        bit.
+
+        Args:
+            folder: the run's own, held by this process.
+            epochs: how many there shall be in all, if more than were asked for.
+            note: takes a sentence about what was dropped or differs.
+
+        Raises:
+            UsageError: it cannot go on, or not so.
+        """
+        asked = configs.load_text(folder.config_text(), str(folder.config_path))
+        config = extended(asked, epochs)
+        run = cls(config, folder, meta=folder.meta() or store.new_meta())
+        told, summary = run.meta.get("status"), folder.summary()
+        if told == "imported":
+            raise UsageError(f"{folder.name} was imported, so there is nothing to go on with")
+        if told == "diverged" or (told == "finished" and summary and config == asked):
+            run.status = told
+            run.records = cast("list[Record]", folder.metrics())
+            run._choose(summary["best"]["epoch"] if summary.get("best") else None)
+            run.final, run.seconds = summary.get("final", {}), summary.get("seconds", 0.0)
+            return run
+        try:
+            run.committed = checkpoints.load(folder.last) if folder.last.exists() else None
+        except CheckpointError as error:
+            note(f"{folder.name} starts over: {error.message}")
+        if run.committed:
+            run._go_back_to(run.committed, asked)
+        if dropped := folder.write_metrics(run.records):
+            note(f"{folder.name}: dropped {dropped}, which was not committed")
+        if config != asked:
+            folder.write_config(configs.dump(config))
+        begun = run.meta.get("versions", {}).get("torch", torch.__version__)
+        if begun != torch.__version__:
+            note(f"note: {folder.name} began with torch {begun}: from here on its bits may differ")
+        run.tell(status=run.status, resumed=[*run.meta.get("resumed", []), store.now()])
+        return run
+
+    def _go_back_to(self, state: Checkpoint, asked: Config) -> None:
+        """Takes on what was committed of the config that was asked for.
+
+        Raises:
+            UsageError: it was committed of another one.
+        """
+        if _but_epochs(configs.load_saved(state.config, "its config")) != _but_epochs(asked):
+            raise UsageError(
+                f"{self.folder.config_path} is not what {self.folder.name} was trained with",
+                "a run goes on as it began; put the file back, or start another run with it",
+            )
+        self.records = cast("list[Record]", state.resume["records"])
+        self.seconds = float(state.resume["seconds"])
+        self._choose(state.resume["best_epoch"])
+
+    def _choose(self, epoch: int | None) -> None:
+        self.best = next((record for record in self.records if record["epoch"] == epoch), None)
 
     def tell(self, **more: Any) -> None:
         """Says in the folder how the run goes on."""
@@ -122,6 +186,7 @@ class Run:
             "status": self.status,
             "epochs": len(self.records),
             "seconds": round(self.seconds, 3),
+            "precision": self.config.train.precision,
             "best": best and {key: best[key] for key in ("epoch", "val/loss", "val/acc")},
             **({"final": self.final} if self.final else {}),
             "checkpoint": str(self.folder.best) if best else None,
@@ -138,6 +203,29 @@ class Run:
         why = {} if error is None else {"error": error}
         self.tell(status=status, ended=store.now(), seconds=round(self.seconds, 3), **why)
         self.folder.write_summary(self.summary())
+
+
+def extended(config: Config, epochs: int | None) -> Config:
+    """A config with more epochs: everything else, the schedule too, goes on by the same rule.
+
+    Raises:
+        UsageError: it counts steps, or has as many epochs already.
+    """
+    if epochs is None:
+        return config
+    had = config.train.epochs
+    if had is None:
+        raise UsageError("this run counts steps, so --epochs cannot extend it")
+    if epochs < had:
+        raise UsageError(f"--epochs {epochs}: there are {had} already", "give a larger number")
+    train = config.train.model_copy(update={"epochs": epochs})
+    return config.model_copy(update={"train": train})
+
+
+def _but_epochs(config: Config) -> dict[str, Any]:
+    """What two configs must have in common for a run of one to go on as the other."""
+    settings = config.resolved()
+    return settings | {"train": settings["train"] | {"epochs": None}}
 
 
 def goodness(record: Record, select: str) -> tuple[float, float]:
@@ -176,54 +264,100 @@ def ending(runs: Sequence[Run]) -> Iterator[None]:
                 run.end(status, error)
 
 
+def prepare(configs: Sequence[Config], data: Dataset) -> Training:
+    """A stack of runs about to begin, on the device of its data.
+
+    Args:
+        configs: of each replica; they differ only in what a stack can hold apart. Replicas that
+            share a seed are neighbours, best in groups of one size: they share their batches.
+        data: the data set of all of them.
+    """
+    config = configs[0]
+    seeds = [each.train.seed for each in configs]
+    models = [build(config.model, data.shape, len(data.classes), seed) for seed in seeds]
+    stack = Stack(models, data.train.images.device, config.train.precision)
+    limits = [each.train.clip_grad_norm for each in configs]
+    clip = torch.tensor([math.inf if limit is None else limit for limit in limits])
+    steps_per_epoch = math.ceil(len(data.train) / config.data.batch_size)
+    return Training(
+        stack=stack,
+        optimizer=Optimizer([(c.optimizer, c.scheduler) for c in configs], stack.parameters),
+        data=data,
+        loss=LOSSES[config.loss.name],
+        seeds=seeds,
+        steps=config.train.steps or (config.train.epochs or 0) * steps_per_epoch,
+        batch_size=config.data.batch_size,
+        shuffle=config.data.shuffle,
+        reduction=config.loss.reduction,
+        clip=clip.to(stack.device) if any(limits) else None,
+        compile=config.train.compile,
+    )
+
+
 @contextmanager
-def _threads(number: int) -> Iterator[None]:
-    """Computes with so many CPU threads for a while."""
+def computing(threads: int, precision: str) -> Iterator[None]:
+    """Sets for a while what torch keeps for the whole process.
+
+    Args:
+        threads: CPU threads.
+        precision: as in `train.precision`.
+    """
     before = torch.get_num_threads()
-    torch.set_num_threads(number)
+    cuda = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    torch.set_num_threads(threads)
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
+    # What an optimizer remembers of a weight that no longer learns fades to numbers below 1e-38,
+    # with which a CPU computes up to a hundred times slower, and stays there.
+    torch.set_flush_denormal(True)
+    _keep_memory()
     try:
         yield
     finally:
+        torch.set_flush_denormal(False)
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = cuda
         torch.set_num_threads(before)
+
+
+@functools.cache
+def _keep_memory() -> None:
+    """Has the C library keep what a step frees, as the next step wants the same again.
+
+    Otherwise glibc gives blocks of some size back to the system, which clears every page of them
+    anew: a fifth of the time of a step of the convolutional network.
+    """
+    if sys.platform == "linux":
+        with suppress(OSError, AttributeError):  # another C library
+            mallopt = ctypes.CDLL(None).mallopt
+            mallopt(_M_MMAP_THRESHOLD, 32 << 20)  # the most there can be
+            mallopt(_M_TRIM_THRESHOLD, 256 << 20)
+
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
 class StackRun:
     """Runs that train together, each becoming an ordinary folder.
 
+    A run that goes on has its place in the stack as it had before, and so have its neighbours that
+    are ahead of it or have ended: they ride along, for a replica's bits depend on how many there
+    are (though never on what they hold). One that is ahead joins where it was committed.
+
     Args:
         runs: the runs; their configs differ only in what a stack can hold apart.
         data: the data set of all of them.
+        threads: CPU threads to compute with.
     """
 
-    def __init__(self, runs: Sequence[Run], data: Dataset) -> None:
+    def __init__(self, runs: Sequence[Run], data: Dataset, threads: int) -> None:
         self.runs = list(runs)
-        config = runs[0].config
-        device = data.train.images.device
-        seeds = [run.config.train.seed for run in runs]
-        models = [build(config.model, data.shape, len(data.classes), seed) for seed in seeds]
-        stack = Stack(models, device, DTYPES[config.train.precision])
-        optimizer = build_optimizer([run.config.optimizer for run in runs], stack.rows())
-        steps_per_epoch = math.ceil(len(data.train) / config.data.batch_size)
-        self.training = Training(
-            stack=stack,
-            optimizer=optimizer,
-            scheduler=build_scheduler(config.scheduler, optimizer),
-            data=data,
-            loss=LOSSES[config.loss.name],
-            seeds=seeds,
-            steps=config.train.steps or (config.train.epochs or 0) * steps_per_epoch,
-            batch_size=config.data.batch_size,
-            shuffle=config.data.shuffle,
-            reduction=config.loss.reduction,
-            interval=getattr(config.scheduler, "interval", "epoch"),
-        )
-
-    @property
-    def threads(self) -> int:
-        """How many CPU threads its steps are large enough for."""
-        stack, batch = self.training.stack, self.training.batch_size
-        work = stack.parameters * min(batch, len(self.training.data.train))
-        return torch.get_num_threads() if work >= THREADS_PAY else 1
+        self._threads = threads
+        self.training = prepare([run.config for run in runs], data)
+        self._starts = {
+            replica: run.committed.step if run.committed else 0
+            for replica, run in enumerate(runs)
+            if run.status == "waiting"
+        }
+        self.training.step = min(self._starts.values())
 
     def train(self) -> Iterator[list[Record | None]]:
         """Trains to the end.
@@ -233,13 +367,30 @@ class StackRun:
             ended before.
         """
         began = time.perf_counter()
-        with _threads(self.threads):
-            for run in self.runs:
-                self._open(run)
+        before = {replica: self.runs[replica].seconds for replica in self._starts}
+        with computing(self._threads, self.runs[0].config.train.precision):
+            for replica in self._starts:
+                self._open(self.runs[replica])
+            self._join()
             for records in train(self.training):
                 elapsed = time.perf_counter() - began
-                yield [self._commit(r, record, elapsed) for r, record in enumerate(records)]
+                for replica, seconds in before.items():
+                    if self.runs[replica].status == "running":
+                        self.runs[replica].seconds = seconds + elapsed
+                yield [self._commit(r, record) for r, record in enumerate(records)]
+                self._join()
             self._finish()
+
+    def _join(self) -> None:
+        """Puts every run that was committed at this very step into its place."""
+        for replica, start in self._starts.items():
+            run = self.runs[replica]
+            if start >= self.training.step:
+                self.training.running[replica] = True  # whatever was computed in its place
+            if start == self.training.step and run.committed:
+                self.training.stack.load_state_dict(replica, run.committed.model)
+                self.training.optimizer.load_state_dict(replica, run.committed.resume["optimizer"])
+                run.committed = None
 
     def _finish(self) -> None:
         if self.runs[0].config.train.eval_train:
@@ -253,7 +404,7 @@ class StackRun:
         run.status = "running"
         run.tell(
             status=run.status,
-            started=store.now(),
+            pid=os.getpid(),
             device=describe_device(device),
             threads=torch.get_num_threads(),
             data={"name": data.name, "split": run.config.data.split, "sha256": data.sha256},
@@ -261,13 +412,12 @@ class StackRun:
             versions=run.meta["versions"] | {"torch": torch.__version__, "numpy": np.__version__},
         )
 
-    def _commit(self, replica: int, record: Record, elapsed: float) -> Record | None:
-        """Puts one epoch of one run on the disk."""
+    def _commit(self, replica: int, record: Record) -> Record | None:
+        """Puts one epoch of one run on the disk: what `last.pt` holds is what there is."""
         run = self.runs[replica]
-        if run.status != "running":
+        if run.status != "running" or record["step"] <= self._starts[replica]:
             return None
         run.records.append(record)
-        run.seconds = elapsed
         run.folder.append_metrics(record)
         if not self.training.running[replica]:
             run.end("diverged")
@@ -282,21 +432,11 @@ class StackRun:
         if better(record, run.best, run.config.train.select):
             run.best = record
             checkpoints.save(run.folder.best, state)
-        checkpoints.save(run.folder.last, self._resumable(state, replica))
-        return record
-
-    def _resumable(self, state: Checkpoint, replica: int) -> Checkpoint:
-        """The same checkpoint with what continuing takes: the optimizer's state and the history."""
-        run, optimizer = self.runs[replica], self.training.optimizer
-        (row,) = optimizer.param_groups[replica]["params"]
-        # Copied: saving a view would save the whole stack it looks into.
-        moments = {
-            key: value.detach().to("cpu", copy=True) if torch.is_tensor(value) else value
-            for key, value in optimizer.state[row].items()
-        }
         resume = {
-            "optimizer": moments,
+            "optimizer": self.training.optimizer.state_dict(replica),
             "records": [dict(record) for record in run.records],
             "best_epoch": run.best["epoch"] if run.best else None,
+            "seconds": run.seconds,
         }
-        return Checkpoint(**{**vars(state), "resume": resume})
+        checkpoints.save(run.folder.last, replace(state, resume=resume))
+        return record

@@ -2,8 +2,7 @@
 
 Everything that `torch.nn` and `torch.optim` would bring is written out here, each piece in the few
 lines that define it; only gradients are left to autograd. What is borrowed is what lets the rest of
-the program hold these pieces: `Module` and `Parameter`, which make tensors findable by name, and
-the base class of optimizers, which keeps a learning rate for each group of them.
+the program hold these pieces: `Module` and `Parameter`, which make tensors findable by name.
 
 Classes lie along the last dimension; whatever comes before it, (...), is carried along, so every
 function takes one image, a batch, or a stack of batches. The formulas and what they do to floating
@@ -11,13 +10,11 @@ point are those of Goodfellow, Bengio and Courville, Deep Learning (2016), secti
 """
 
 import math
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 from torch.nn import Module, Parameter
-from torch.optim import Optimizer
 
 from mnist_cli.config.schema import ScratchModel, TensorNetModel
 
@@ -219,33 +216,13 @@ class TensorNet(Module):
 
 
 @torch.no_grad()
-def sgd_update(parameters: Iterable[Tensor], lr: float) -> None:
+def sgd_update(
+    parameters: Iterable[Tensor], gradients: Iterable[Tensor], lr: float | Tensor
+) -> None:
     """One step of gradient descent, in place: each parameter goes lr times its gradient downhill.
 
     Without `no_grad` autograd would record the update as part of the model, and refuse to change
-    a leaf in place. Gradients stay as they are: zero them before the next backward.
-
-    Args:
-        parameters: leaves; one whose `.grad` is None stays where it is.
-        lr: learning rate.
+    a leaf in place.
     """
-    for parameter in parameters:
-        if parameter.grad is not None:
-            parameter.sub_(lr * parameter.grad)  # parameter -= lr * gradient, in place
-
-
-class ScratchSGD(Optimizer):
-    """`sgd_update` as an optimizer: each group has its own rate, and schedulers can move it."""
-
-    def __init__(self, params: Any, lr: float = 1e-3) -> None:
-        super().__init__(params, {"lr": lr})
-
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """One update of every group; `closure`, if there is one, computes loss and gradients."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            sgd_update(group["params"], group["lr"])
-        return loss
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        parameter.sub_(lr * gradient)  # parameter -= lr * gradient, in place

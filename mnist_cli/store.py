@@ -10,17 +10,21 @@ import platform
 import re
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
+from filelock import FileLock, Timeout
+
 from mnist_cli import __version__, files
-from mnist_cli.errors import UsageError
+from mnist_cli.errors import RunError, UsageError
 
 RECORD = {"epoch", "lr", "train/loss", "train/acc", "val/loss", "val/acc"}  # what all epochs have
 SCHEMA = 1  # of meta.json and summary.json
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")  # of a folder, without its number
 Status = Literal["waiting", "running", "finished", "diverged", "failed", "interrupted", "imported"]
 
 
@@ -58,8 +62,12 @@ class RunDirectory:
 
     @property
     def plots(self) -> Path:
-        """Where its pictures are."""
-        return self.path / "plots"
+        """Where its pictures are.
+
+        Raises:
+            UsageError: it is a link.
+        """
+        return _no_link(self.path / "plots")
 
     def write_config(self, text: str, name: str = "config.yaml") -> None:
         """Saves the resolved config."""
@@ -74,8 +82,74 @@ class RunDirectory:
         files.replace(self.path / "summary.json", _json(summary))
 
     def append_metrics(self, record: Mapping[str, Any]) -> None:
-        """Adds one epoch's record; what is not finite becomes null, which JSON can say."""
-        files.append(self.path / "metrics.jsonl", json.dumps(finite(record)).encode() + b"\n")
+        """Adds one epoch's record; what is not finite becomes null, which JSON can say.
+
+        Raises:
+            UsageError: the file is a link.
+        """
+        files.append(_no_link(self.path / "metrics.jsonl"), _line(record))
+
+    def write_metrics(self, records: Sequence[Mapping[str, Any]]) -> str:
+        """Makes the file of metrics hold exactly these records: what was cut off or is more goes.
+
+        Returns:
+            What went, in words; empty if nothing did.
+
+        Raises:
+            UsageError: the file is a link.
+        """
+        path = _no_link(self.path / "metrics.jsonl")
+        found = path.read_bytes() if path.is_file() else b""
+        wanted = b"".join(_line(record) for record in records)
+        if found == wanted:
+            return ""
+        files.replace(path, wanted)
+        if not found.startswith(wanted):
+            return "a damaged metrics.jsonl"
+        extra = found[len(wanted) :].count(b"\n")
+        return f"{extra} epoch{'s' * (extra != 1)} of metrics.jsonl" if extra else "a torn line"
+
+    @contextmanager
+    def hold(self) -> Iterator[None]:
+        """Keeps every other process from training this run; the system lets go if this one dies.
+
+        Raises:
+            RunError: another process has it.
+        """
+        lock = FileLock(self.path / ".lock")
+        try:
+            # Not at once: whoever asks whether it is held has it for a moment.
+            lock.acquire(timeout=0.5)
+        except Timeout:
+            meta = self.meta()
+            who = f"process {meta.get('pid', 'unknown')} on {meta.get('host', 'another machine')}"
+            raise RunError(
+                f"{self.name} is being trained by {who}", "wait until it ends, or end it"
+            ) from None
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def status(self) -> str:
+        """How the run goes on, as it says; `dead` if it says that it does and nobody trains it."""
+        told = str(self.meta().get("status", "unknown"))
+        if told not in ("running", "waiting"):
+            return told
+        owner = self.path.parents[1] if self.path.parent.name == "trials" else self.path
+        return told if RunDirectory(owner)._is_held() else "dead"
+
+    def _is_held(self) -> bool:
+        path = self.path / ".lock"
+        if not path.is_file():
+            return False
+        lock = FileLock(path)
+        try:
+            lock.acquire(timeout=0)
+        except (Timeout, OSError):
+            return True
+        lock.release()
+        return False
 
     @property
     def config_path(self) -> Path:
@@ -126,7 +200,7 @@ class RunDirectory:
         """
         path = self.path / "metrics.jsonl"
         try:
-            lines = path.read_bytes().split(b"\n")[:-1]
+            lines = path.read_bytes().split(b"\n")[:-1] if path.is_file() else []
         except OSError:
             return []
         records = []
@@ -156,8 +230,11 @@ def create(root: Path, name: str) -> RunDirectory:
     `mkdir` decides who gets a number, so two that ask at once get two folders.
 
     Raises:
-        UsageError: the runs directory cannot be made or written to.
+        UsageError: it is no name, or the runs directory cannot be made or written to.
     """
+    if not NAME.fullmatch(name):
+        hint = "a name starts with a letter or digit and goes on with those, '-' and '_'"
+        raise UsageError(f"{name[:100]!r} cannot be the name of a run", hint)
     try:
         root.mkdir(parents=True, exist_ok=True)
         number = max(_numbers(root, name), default=0)
@@ -185,14 +262,17 @@ def create_trial(sweep: RunDirectory, index: int) -> RunDirectory:
 
 
 def all_runs(root: Path) -> list[RunDirectory]:
-    """Every run and sweep in the runs directory, oldest first."""
-    if not root.is_dir():
+    """Every run and sweep in the runs directory, oldest first; links that lead out of it are none.
+
+    Raises:
+        UsageError: the runs directory cannot be read.
+    """
+    try:
+        found = [path for path in root.iterdir() if _is_run(path) and _is_inside(path, root)]
+    except (FileNotFoundError, NotADirectoryError):
         return []
-    found = [
-        path
-        for path in root.iterdir()
-        if (path / "config.yaml").is_file() or (path / "sweep.yaml").is_file()
-    ]
+    except OSError as error:
+        raise UsageError(f"the runs in {root} cannot be read: {error.strerror}") from error
     return [RunDirectory(path) for path in sorted(found, key=lambda p: (_started(p), p.name))]
 
 
@@ -200,11 +280,18 @@ def find(root: Path, name: str) -> RunDirectory:
     """A run by its name in the runs directory, or by its path.
 
     Raises:
-        UsageError: there is none, naming the nearest.
+        UsageError: there is none, naming the nearest; or the name is a link out of that directory.
     """
-    for path in (root / name, Path(name)):
-        if (path / "config.yaml").is_file() or (path / "sweep.yaml").is_file():
-            return RunDirectory(path)
+    if not name.strip():
+        raise UsageError("the name of a run is missing", "`mnist runs list` shows what there is")
+    path = Path(name)
+    if not path.is_absolute() and ".." not in path.parts and _is_run(root / path):
+        if not _is_inside(root / path, root):
+            hint = f"if it is meant, give the folder itself: {(root / path).resolve()}"
+            raise UsageError(f"{root / path} is a link that leads out of the runs directory", hint)
+        return RunDirectory(root / path)
+    if _is_run(path):
+        return RunDirectory(path)
     import difflib  # noqa: PLC0415 - only an error needs it
 
     known = [run.path.name for run in all_runs(root)]
@@ -252,16 +339,39 @@ def finite(value: Any) -> Any:
     return value
 
 
+def _line(record: Mapping[str, Any]) -> bytes:
+    return json.dumps(finite(record)).encode() + b"\n"
+
+
 def _json(value: Mapping[str, Any]) -> bytes:
     return json.dumps(finite(value), indent=2).encode() + b"\n"
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        value = json.loads(path.read_text())
-    except (OSError, ValueError):
+        value = json.loads(path.read_text()) if path.is_file() else {}  # a pipe would block
+    except (OSError, ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}
+
+
+def _is_run(path: Path) -> bool:
+    try:
+        return (path / "config.yaml").is_file() or (path / "sweep.yaml").is_file()
+    except (OSError, ValueError):  # a name that is too long, say, or a folder that is not ours
+        return False
+
+
+def _is_inside(path: Path, root: Path) -> bool:
+    """Whether a path lies in a directory, wherever links lead."""
+    return path.resolve().is_relative_to(root.resolve())
+
+
+def _no_link(path: Path) -> Path:
+    """The same path, which is about to be written to: through a link that could be anywhere."""
+    if path.is_symlink():
+        raise UsageError(f"{path} is a link, through which nothing is written", "remove the link")
+    return path
 
 
 def _numbers(root: Path, name: str) -> Iterator[int]:

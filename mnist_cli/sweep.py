@@ -2,41 +2,33 @@
 
 import itertools
 import json
+import os
 import time
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from mnist_cli import checkpoint as checkpoints
 from mnist_cli import config as configs
 from mnist_cli import files, store
+from mnist_cli import plan as plans
 from mnist_cli.config import Config, with_settings
 from mnist_cli.errors import INTERRUPTIONS, UsageError
-from mnist_cli.executors import Event, Executor
+from mnist_cli.executors import Event, Executor, Part
 from mnist_cli.measure import measure
-from mnist_cli.run import Datasets, Run
+from mnist_cli.plan import Plan, plan
+from mnist_cli.run import Datasets, Run, extended
 from mnist_cli.stats import Setting, rank
+from mnist_cli.store import RunDirectory
 
 if TYPE_CHECKING:
     from mnist_cli.store import Status
 
-# What the runs of one stack may differ in: the seed, and what torch's optimizers keep per parameter
-# group. Anything else makes another stack.
-STACKABLE = frozenset(
-    {
-        "train.seed",
-        "optimizer.lr",
-        "optimizer.momentum",
-        "optimizer.dampening",
-        "optimizer.nesterov",
-        "optimizer.weight_decay",
-        "optimizer.betas",
-        "optimizer.eps",
-        "optimizer.alpha",
-    }
-)
+# What the runs of one stack may differ in, each being updated on its own. Anything else makes
+# another stack.
+STACKABLE = ("optimizer.", "scheduler.", "train.seed", "train.clip_grad_norm")
 
 
 @dataclass(frozen=True)
@@ -78,7 +70,7 @@ def group(trials: Iterable[Trial]) -> list[list[Trial]]:
     """The trials in stacks: those that differ only in what one stack can hold apart."""
     stacks: dict[str, list[Trial]] = {}
     for trial in trials:
-        fixed = {k: v for k, v in trial.config.settings() if k not in STACKABLE}
+        fixed = {k: v for k, v in trial.config.settings() if not k.startswith(STACKABLE)}
         stacks.setdefault(json.dumps(fixed, sort_keys=True), []).append(trial)
     return list(stacks.values())
 
@@ -89,7 +81,8 @@ def separators(stacks: Sequence[Sequence[Trial]]) -> list[str]:
     return [
         key
         for key in firsts[0]
-        if key not in STACKABLE and len({json.dumps(settings[key]) for settings in firsts}) > 1
+        if not key.startswith(STACKABLE)
+        and len({json.dumps(settings[key]) for settings in firsts}) > 1
     ]
 
 
@@ -98,42 +91,127 @@ class Sweep:
 
     Args:
         config: the config with its sweep section.
-        root: the runs directory.
-        name: what its folder is called, before the number.
+        folder: the sweep's own.
+        runs: one for each trial, in the order of `expand`.
+        meta: what its folder says about it.
         test: whether the winner is measured on the test split at the end.
-
-    Raises:
-        UsageError: nothing is swept, or the folder cannot be made.
-        ConfigError: a combination is not a valid config.
     """
 
-    def __init__(self, config: Config, root: Path, name: str, *, test: bool = True) -> None:
+    def __init__(
+        self,
+        config: Config,
+        folder: RunDirectory,
+        runs: Sequence[Run],
+        meta: dict[str, Any],
+        *,
+        test: bool = True,
+    ) -> None:
         self.config = config
-        self._measure_test = test
+        self.folder = folder
         self.trials = expand(config)
-        self.stacks = group(self.trials)
-        self.folder = store.create(root, name)
-        self.folder.write_config(configs.dump(config), "sweep.yaml")
-        self.runs = [
-            Run(trial.config, store.create_trial(self.folder, trial.index)) for trial in self.trials
-        ]
+        self.runs = list(runs)
         self.status: Status = "running"
         self.test: dict[str, float] = {}
-        self._began = time.perf_counter()
-        self._meta = store.new_meta(stacks=len(self.stacks), runs=len(self.runs))
-        self._save()
+        self.seconds = 0.0
+        self._measure_test = test
+        self._meta = meta
 
-    def run(self, executor: Executor, datasets: Datasets) -> Generator[Event, None, None]:
-        """Trains every run; at the end measures the winner, once, on the test split.
+    @classmethod
+    def create(cls, config: Config, root: Path, name: str, *, test: bool = True) -> Self:
+        """A new sweep.
+
+        Raises:
+            UsageError: nothing is swept, or the folder cannot be made.
+            ConfigError: a combination is not a valid config.
+        """
+        trials = expand(config)
+        folder = store.create(root, name)
+        folder.write_config(configs.dump(config), "sweep.yaml")
+        meta = store.new_meta(runs=len(trials), test=test)
+        folder.write_meta(meta)
+        runs = [Run.create(t.config, store.create_trial(folder, t.index)) for t in trials]
+        return cls(config, folder, runs, meta, test=test)
+
+    @classmethod
+    def reopen(cls, folder: RunDirectory, epochs: int | None, note: Callable[[str], None]) -> Self:
+        """A sweep as its folder has it, with every run that has not ended waiting to go on.
+
+        Args:
+            folder: the sweep's own, held by this process.
+            epochs: how many each run shall have in all, if more than were asked for.
+            note: takes a sentence about what was dropped or differs.
+
+        Raises:
+            UsageError: it cannot go on, or not so.
+        """
+        asked = configs.load_text(folder.config_text(), str(folder.config_path))
+        if epochs is not None and "train.epochs" in asked.sweep:
+            raise UsageError("this sweep tries several epochs, so --epochs cannot extend it")
+        config = extended(asked, epochs)
+        meta = folder.meta() or store.new_meta()
+        runs = []
+        for trial in expand(asked):
+            place = folder.trial(trial.index)
+            if place.config_path.is_file():
+                runs.append(Run.reopen(place, epochs, note))
+            else:  # it was killed before it came to this one
+                config_of = extended(trial.config, epochs)
+                runs.append(Run.create(config_of, store.create_trial(folder, trial.index)))
+        if config != asked:
+            folder.write_config(configs.dump(config), "sweep.yaml")
+        sweep = cls(config, folder, runs, meta, test=meta.get("test") is not False)
+        if meta.get("status") == "finished" and all(run.status != "waiting" for run in runs):
+            sweep.status = "finished"
+        else:
+            meta |= {"pid": os.getpid(), "resumed": [*meta.get("resumed", []), store.now()]}
+        return sweep
+
+    def deal_again(self, datasets: Datasets, workers: int | None) -> Plan:
+        """As the runs were dealt out before: the same parts come to the same bits."""
+        try:
+            parts = tuple(
+                plans.Part(tuple(int(i) for i in part["members"]), int(part["threads"]))
+                for part in self._meta["stacks"]
+            )
+        except (KeyError, TypeError, ValueError):  # it was killed before it came to that
+            return self.deal(datasets, workers=workers)
+        if sorted(i for part in parts for i in part.members) != list(range(len(self.runs))):
+            return self.deal(datasets, workers=workers)
+        count = min(len(parts), workers or int(self._meta.get("workers", 1)))
+        return Plan(parts, count if plans.can_fork() else 1)
+
+    def deal(self, datasets: Datasets, *, fuse: bool = True, workers: int | None = None) -> Plan:
+        """How the runs share the machine, which is kept in the folder: it decides their bits.
+
+        Args:
+            datasets: where their data comes from.
+            fuse: whether runs that can train together shall.
+            workers: how many processes, if not as many as pay.
+        """
+        stacks = group(self.trials) if fuse else [[trial] for trial in self.trials]
+        places = [[trial.index for trial in stack] for stack in stacks]
+        data = [datasets.get(stack[0].config) for stack in stacks]
+        found = plan(places, [trial.config for trial in self.trials], data, workers)
+        self._meta |= {"stacks": [asdict(part) for part in found.parts], "workers": found.workers}
+        self.folder.write_meta(self._meta)
+        return found
+
+    def run(
+        self, executor: Executor, parts: Sequence[plans.Part], datasets: Datasets
+    ) -> Generator[Event, None, None]:
+        """Trains every run that waits; at the end measures the winner on the test split.
 
         However it ends, the folder says so.
 
         Yields:
             What happens, as it happens.
         """
-        stacks = [[self.runs[trial.index] for trial in stack] for stack in self.stacks]
+        began = time.perf_counter()
+        dealt = [Part([self.runs[i] for i in part.members], part.threads) for part in parts]
+        left = [part for part in dealt if any(run.status == "waiting" for run in part.runs)]
+        self._save(began)
         try:
-            with closing(executor.run(stacks)) as events:
+            with closing(executor.run(left)) as events:
                 yield from events
             self._finish(datasets)
         except INTERRUPTIONS:
@@ -143,7 +221,7 @@ class Sweep:
             self.status = "failed"
             raise
         finally:
-            self._save()
+            self._save(began)
 
     @property
     def settings(self) -> list[Setting]:
@@ -193,8 +271,8 @@ class Sweep:
             loss, accuracy, _ = measure(state, winner.config, "test", datasets)
             self.test = {"test/loss": loss, "test/acc": accuracy}
 
-    def _save(self) -> None:
-        self.seconds = time.perf_counter() - self._began
+    def _save(self, began: float) -> None:
+        self.seconds = time.perf_counter() - began
         ended = {} if self.status == "running" else {"ended": store.now()}
         self.folder.write_meta(self._meta | {"status": self.status} | ended)
         self.folder.write_summary(self.summary())

@@ -2,20 +2,25 @@
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import groupby
 from typing import Literal, TypedDict
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 
+from mnist_cli.capture import Captured
 from mnist_cli.data.dataset import Dataset, Split, epoch_order
 from mnist_cli.losses import Loss
+from mnist_cli.optim import Optimizer, clip_grad_norm
 from mnist_cli.stack import Stack
 
 EVAL_IMAGES = 8192  # images times replicas of one evaluation batch: enough to fill two cores
+GATHERED = (
+    1 << 19
+)  # numbers of small batches that are gathered at once: 2 MiB, about a core's cache
 
 # One epoch of one replica, as it stands in metrics.jsonl. Losses are means over images, accuracies
 # fractions, `lr` that of the epoch's first step, times in seconds.
@@ -43,14 +48,14 @@ class Training:
         seeds: the seed of each replica, R of them.
         steps: how many steps there are in all.
         reduction: whether gradients are of a batch's mean loss or of its sum.
-        interval: whether the schedule counts epochs or steps.
-        step: steps done; with the stack, the optimizer and the scheduler, all that ever changes.
+        clip: the largest norm of each replica's gradient, shape (R,), if there is one.
+        compile: whether forward pass and loss go through torch.compile.
+        step: steps done; with the stack and the optimizer, all that ever changes.
         running: whether each replica is still running; one whose loss is not finite stops.
     """
 
     stack: Stack
     optimizer: Optimizer
-    scheduler: LRScheduler
     data: Dataset
     loss: Loss
     seeds: list[int]
@@ -58,7 +63,8 @@ class Training:
     batch_size: int
     shuffle: bool
     reduction: Literal["mean", "sum"]
-    interval: Literal["epoch", "step"]
+    clip: Tensor | None = None
+    compile: bool = False
     step: int = 0
     running: list[bool] = field(default_factory=list)
 
@@ -76,38 +82,69 @@ class Training:
         return math.ceil(self.steps / self.steps_per_epoch)
 
 
+class Totals:
+    """Sums over the images of an epoch, one for each replica: nobody waits for them till its end.
+
+    Args:
+        stack: whose replicas are counted.
+    """
+
+    def __init__(self, stack: Stack) -> None:
+        zeros = partial(torch.zeros, stack.replicas, device=stack.device)
+        self._loss = zeros(dtype=torch.float64)
+        self._correct = zeros(dtype=torch.int64)  # images whose highest logit is the right one
+        self._pending: list[tuple[Tensor, Tensor, Tensor]] = []
+        # On a CPU, where calling costs more than counting, a few batches are counted at once. A
+        # captured step leaves nothing to be done by others.
+        self._batches = 16 if stack.device.type == "cpu" else 1
+
+    def add(self, losses: Tensor, logits: Tensor, labels: Tensor) -> None:
+        """Counts a batch: shapes (R, batch), (R, batch, classes) and (R, batch)."""
+        self._pending.append((losses, logits, labels))
+        if len(self._pending) >= self._batches:
+            self._count()
+
+    def means(self, images: int) -> tuple[list[float], list[float]]:
+        """Mean losses and accuracies, R of each; it is counted from nothing again after that."""
+        self._count()
+        found = (self._loss / images).tolist(), (self._correct.double() / images).tolist()
+        self._loss.zero_()  # in place: a captured step adds to these very tensors
+        self._correct.zero_()
+        return found
+
+    def _count(self) -> None:
+        if not self._pending:
+            return
+        losses, logits, labels = (torch.cat(parts, 1) for parts in zip(*self._pending, strict=True))
+        self._pending.clear()
+        self._loss += losses.sum(1)
+        self._correct += (logits.argmax(-1) == labels).sum(1)
+
+
 def train(run: Training) -> Iterator[list[Record]]:
     """Trains to the end, epoch by epoch; a caller that stops asking stops the training.
 
     Yields:
         A record for each replica after each epoch (R of them).
     """
-    stack, optimizer, split = run.stack, run.optimizer, run.data.train
+    stack, optimizer, totals = run.stack, run.optimizer, Totals(run.stack)
+    objective = torch.compile(_objective) if run.compile else _objective
+    step: Callable[[Tensor, Tensor], None] = partial(_step, run, objective, totals)
+    if stack.device.type == "cuda":
+        step = Captured(step)
     while run.step < run.steps and any(run.running):
         began = time.perf_counter()
         epoch = run.step // run.steps_per_epoch
-        rates = [float(group["lr"]) for group in optimizer.param_groups]
-        loss_sum = torch.zeros(stack.replicas, dtype=torch.float64, device=stack.device)
-        correct = torch.zeros(stack.replicas, dtype=torch.int64, device=stack.device)
+        optimizer.begin(epoch, run.step)
+        rates = optimizer.rates()
         images_seen = 0
-        for index in epoch_batches(run, epoch):
-            images, labels = split.batch(index, stack.dtype)  # (G, B, C, H, W) and (G, B)
+        for images, labels in batches(run, epoch):
+            optimizer.begin(epoch, run.step)
             stack.train(run.step)
-            logits = stack(images)  # (R, B, classes)
-            labels = labels.expand(logits.shape[:2])  # (R, B)
-            losses = run.loss(logits, labels)  # (R, B)
-            stack.backward(losses.mean(1) if run.reduction == "mean" else losses.sum(1))
-            optimizer.step()
-            if run.interval == "step":
-                run.scheduler.step()
-            loss_sum += losses.detach().sum(1)
-            correct += (logits.argmax(-1) == labels).sum(1)
-            images_seen += index.shape[1]
+            step(images, labels)
+            images_seen += labels.shape[1]
             run.step += 1
-        if run.interval == "epoch":
-            run.scheduler.step()
-        train_loss = (loss_sum / images_seen).tolist()  # the epoch's one wait for the device
-        train_acc = (correct.double() / images_seen).tolist()
+        train_loss, train_acc = totals.means(images_seen)  # the epoch's one wait for the device
         trained = time.perf_counter()
         val_loss, val_acc = evaluate(stack, run.data.val, run.loss)
         ended = time.perf_counter()
@@ -131,18 +168,67 @@ def train(run: Training) -> Iterator[list[Record]]:
         ]
 
 
-def epoch_batches(run: Training, epoch: int) -> Iterator[Tensor]:
-    """Where each batch of an epoch lies, from the run's own step on.
+def _step(
+    run: Training, objective: "Objective", totals: Totals, images: Tensor, labels: Tensor
+) -> None:
+    """One step of every replica: nothing in it waits for the device or depends on its results.
+
+    Args:
+        run: what is trained.
+        objective: forward pass and loss.
+        totals: where the batch is counted.
+        images: shape (G, batch, channels, height, width).
+        labels: shape (G, batch).
+    """
+    losses, logits, labels = objective(run.stack, run.loss, images, labels)
+    gradients = run.stack.gradients(losses, 1 / losses.shape[1] if run.reduction == "mean" else 1.0)
+    if run.clip is not None:
+        clip_grad_norm(gradients, run.clip)
+    run.optimizer.update(gradients)
+    totals.add(losses.detach(), logits.detach(), labels)
+
+
+Objective = Callable[[Stack, Loss, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
+
+
+def _objective(
+    stack: Stack, loss: Loss, images: Tensor, labels: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Losses (R, B), logits (R, B, classes) and labels (R, B) of a batch for each group."""
+    logits = stack(images)
+    if len(labels) < stack.replicas:
+        labels = labels.repeat_interleave(stack.replicas // len(labels), 0)
+    return loss(logits, labels), logits, labels
+
+
+def batches(run: Training, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """The batches of an epoch, from the run's own step on.
 
     Yields:
-        int64 indices of training images, shape (G, batch): G is 1 when all replicas have one order.
+        Images (G, batch, channels, height, width) and labels (G, batch), for each of G groups of
+        R/G neighbouring replicas its own.
     """
-    seeds = run.seeds if run.shuffle and len(set(run.seeds)) > 1 else run.seeds[:1]
+    seeds = _groups(run.seeds) if run.shuffle else run.seeds[:1]
     orders = {s: epoch_order(s, epoch, len(run.data.train), run.shuffle) for s in set(seeds)}
     order = torch.stack([orders[seed] for seed in seeds]).to(run.stack.device)
-    batches = order.split(run.batch_size, dim=1)
     first = epoch * run.steps_per_epoch
-    yield from batches[run.step - first : run.steps - first]
+    order = order[:, (run.step - first) * run.batch_size : (run.steps - first) * run.batch_size]
+    one = len(seeds) * run.batch_size * run.data.train.images[0].numel()
+    for index in order.split(max(1, GATHERED // one) * run.batch_size, dim=1):
+        images, labels = run.data.train.batch(index, run.stack.dtype)
+        yield from zip(
+            images.split(run.batch_size, 1), labels.split(run.batch_size, 1), strict=True
+        )
+
+
+def _groups(seeds: list[int]) -> list[int]:
+    """The seeds of groups of neighbouring replicas that see the same, if all are of one size.
+
+    Else every replica is a group of its own.
+    """
+    groups = [(seed, len(list(alike))) for seed, alike in groupby(seeds)]
+    one_size = len({size for _, size in groups}) == 1
+    return [seed for seed, _ in groups] if one_size else seeds
 
 
 @torch.no_grad()
@@ -152,12 +238,10 @@ def evaluate(stack: Stack, split: Split, loss: Loss) -> tuple[list[float], list[
     Returns:
         Mean losses and fractions of images whose highest logit is the right one, R of each.
     """
-    loss_sum = torch.zeros(stack.replicas, dtype=torch.float64, device=stack.device)
-    correct = torch.zeros(stack.replicas, dtype=torch.int64, device=stack.device)
+    totals = Totals(stack)
     for logits, labels in _passed(stack, split):
-        loss_sum += loss(logits, labels).sum(1)
-        correct += (logits.argmax(-1) == labels).sum(1)
-    return (loss_sum / len(split)).tolist(), (correct.double() / len(split)).tolist()
+        totals.add(loss(logits, labels), logits, labels)
+    return totals.means(len(split))
 
 
 @torch.no_grad()

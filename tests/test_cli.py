@@ -32,7 +32,16 @@ def test_train_leaves_a_whole_run(mnist: Mnist, runs: Path) -> None:
     folder = runs / "mlp-0001"
     names = sorted(path.name for path in folder.iterdir())
     assert names == sorted(
-        ["best.pt", "config.yaml", "last.pt", "meta.json", "metrics.jsonl", "plots", "summary.json"]
+        [
+            ".lock",
+            "best.pt",
+            "config.yaml",
+            "last.pt",
+            "meta.json",
+            "metrics.jsonl",
+            "plots",
+            "summary.json",
+        ]
     )
     assert (folder / "plots" / "curves.png").read_bytes()[1:4] == b"PNG"
     run = RunDirectory(folder)

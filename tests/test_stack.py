@@ -12,9 +12,10 @@ from mnist_cli.config import Config, MlpModel
 from mnist_cli.data.dataset import Dataset, epoch_order, load
 from mnist_cli.losses import LOSSES
 from mnist_cli.models import build, dropouts
-from mnist_cli.optim import build_optimizer, build_scheduler
+from mnist_cli.optim import Optimizer
+from mnist_cli.run import prepare
 from mnist_cli.stack import Stack
-from mnist_cli.train import Record, Training, train
+from mnist_cli.train import Record, Training, batches, train
 
 BATCH, EPOCHS, STEPS_PER_EPOCH = 32, 3, 4  # 120 training images: the last batch is smaller
 
@@ -91,16 +92,14 @@ def train_stack(
     data: Dataset,
     rates: list[float],
     seeds: list[int],
-    dtype: torch.dtype = torch.float64,
+    precision: str = "fp64",
 ) -> tuple[Stack, list[list[Record]]]:
     models = [build(config.model, data.shape, 10, seed) for seed in seeds]
-    stack = Stack(models, torch.device("cpu"), dtype)
+    stack = Stack(models, torch.device("cpu"), precision)
     configs = [config.optimizer.model_copy(update={"lr": rate}) for rate in rates]
-    optimizer = build_optimizer(configs, stack.rows())
     run = Training(
         stack=stack,
-        optimizer=optimizer,
-        scheduler=build_scheduler(config.scheduler, optimizer),
+        optimizer=Optimizer([(each, config.scheduler) for each in configs], stack.parameters),
         data=data,
         loss=LOSSES[config.loss.name],
         seeds=seeds,
@@ -108,7 +107,6 @@ def train_stack(
         batch_size=BATCH,
         shuffle=True,
         reduction=config.loss.reduction,
-        interval=getattr(config.scheduler, "interval", "epoch"),
     )
     return stack, list(train(run))
 
@@ -212,8 +210,8 @@ def test_a_diverging_replica_leaves_its_neighbours_as_they_were(
     model: str, optimizer: str, data: Dataset
 ) -> None:
     config = config_of(model, optimizer, "constant")
-    calm, calm_epochs = train_stack(config, data, [1e-3, 1e-3, 1e-2], [0, 1, 2], torch.float32)
-    wild, wild_epochs = train_stack(config, data, [1e-3, 1e38, 1e-2], [0, 1, 2], torch.float32)
+    calm, calm_epochs = train_stack(config, data, [1e-3, 1e-3, 1e-2], [0, 1, 2], "fp32")
+    wild, wild_epochs = train_stack(config, data, [1e-3, 1e38, 1e-2], [0, 1, 2], "fp32")
     lost = wild.state_dict(1)
     assert not all(torch.isfinite(value).all() for value in lost.values())
     for r in (0, 2):
@@ -229,13 +227,13 @@ def measured(record: Record) -> dict[str, Any]:
 
 def test_a_stack_ends_when_every_replica_has_diverged(data: Dataset) -> None:
     config = config_of("mlp", "sgd", "constant")
-    _, epochs = train_stack(config, data, [1e38, 1e38], [0, 1], torch.float32)
+    _, epochs = train_stack(config, data, [1e38, 1e38], [0, 1], "fp32")
     assert len(epochs) == 1
 
 
 def test_a_state_is_a_copy_that_its_plain_module_takes(data: Dataset) -> None:
     config = config_of("cnn", "sgd", "constant")
-    stack, _ = train_stack(config, data, [1e-2, 1e-3], [0, 1], torch.float32)
+    stack, _ = train_stack(config, data, [1e-2, 1e-3], [0, 1], "fp32")
     state = stack.state_dict(1)
     plain = build(config.model, data.shape, 10, 9)
     plain.load_state_dict(state)
@@ -249,28 +247,13 @@ def test_a_state_is_a_copy_that_its_plain_module_takes(data: Dataset) -> None:
 
 def test_batches_do_not_depend_on_how_the_run_was_cut(data: Dataset) -> None:
     """The second half of an epoch, begun in its middle, sees the same images."""
-    from mnist_cli.train import epoch_batches
-
-    config = config_of("logistic", "sgd", "constant")
-    models = [build(config.model, data.shape, 10, 0)]
-    stack = Stack(models, torch.device("cpu"), torch.float32)
-    optimizer = build_optimizer([config.optimizer], stack.rows())
-    run = Training(
-        stack=stack,
-        optimizer=optimizer,
-        scheduler=build_scheduler(config.scheduler, optimizer),
-        data=data,
-        loss=LOSSES["cross_entropy"],
-        seeds=[4],
-        steps=7,
-        batch_size=BATCH,
-        shuffle=True,
-        reduction="mean",
-        interval="epoch",
-    )
-    whole = list(epoch_batches(run, 0))
-    assert [batch.shape[1] for batch in whole] == [32, 32, 32, 24]
+    config = config_of("logistic", "sgd", "constant", train={"steps": 7, "seed": 4})
+    config = config.model_copy(update={"data": config.data.model_copy(update={"batch_size": 32})})
+    run = prepare([config], data)
+    whole = list(batches(run, 0))
+    assert [labels.shape[1] for _, labels in whole] == [32, 32, 32, 24]
     run = replace(run, step=6)
-    (rest,) = epoch_batches(run, 1)  # steps 4 to 6 are the second epoch; 4 and 5 are done
-    order = epoch_order(4, 1, len(data.train), shuffle=True)
-    assert torch.equal(rest[0], order[2 * BATCH : 3 * BATCH])
+    ((images, labels),) = batches(run, 1)  # steps 4 to 6 are the second epoch; 4 and 5 are done
+    order = epoch_order(4, 1, len(data.train), shuffle=True)[2 * BATCH : 3 * BATCH]
+    assert torch.equal(labels[0], data.train.labels[order])
+    assert torch.equal(images[0], data.train.images[order].float() / 255)

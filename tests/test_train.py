@@ -8,10 +8,7 @@ import torch.nn.functional as F
 
 from mnist_cli.config import Config
 from mnist_cli.data.dataset import Dataset, epoch_order, load
-from mnist_cli.losses import LOSSES
-from mnist_cli.models import build
-from mnist_cli.optim import build_optimizer, build_scheduler
-from mnist_cli.stack import Stack
+from mnist_cli.run import prepare
 from mnist_cli.train import Record, Training, evaluate, train
 
 
@@ -23,22 +20,10 @@ def training(**sections: Any) -> Training:
         }
     )
     data = load(config.data, torch.device("cpu"), print)
-    stack = Stack([build(config.model, data.shape, 10, 0)], torch.device("cpu"), torch.float64)
-    optimizer = build_optimizer([config.optimizer], stack.rows())
-    per_epoch = -(-len(data.train) // config.data.batch_size)
-    return Training(
-        stack=stack,
-        optimizer=optimizer,
-        scheduler=build_scheduler(config.scheduler, optimizer),
-        data=data,
-        loss=LOSSES["cross_entropy"],
-        seeds=[0],
-        steps=config.train.steps or (config.train.epochs or 0) * per_epoch,
-        batch_size=config.data.batch_size,
-        shuffle=config.data.shuffle,
-        reduction="mean",
-        interval=getattr(config.scheduler, "interval", "epoch"),
+    config = config.model_copy(
+        update={"train": config.train.model_copy(update={"precision": "fp64"})}
     )
+    return prepare([config], data)
 
 
 def records(**sections: Any) -> list[Record]:

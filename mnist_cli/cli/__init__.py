@@ -3,6 +3,7 @@
 torch is imported inside the commands that need it, so that help and errors come at once.
 """
 
+import errno
 import signal
 import sys
 import traceback
@@ -14,7 +15,7 @@ import typer
 from mnist_cli import __version__
 from mnist_cli.cli import checkpoints, configs, data, runs, training
 from mnist_cli.cli.screen import say_error
-from mnist_cli.errors import MnistError
+from mnist_cli.errors import MnistError, UsageError
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -27,6 +28,7 @@ app = typer.Typer(
 )
 app.command("train")(training.train)
 app.command("sweep")(training.sweep)
+app.command("resume")(training.resume)
 app.command("eval")(checkpoints.evaluate)
 app.command("predict")(checkpoints.predict)
 app.command("import")(checkpoints.import_weights)
@@ -58,6 +60,14 @@ def run_command(argv: Sequence[str]) -> int:
         return ended.code if isinstance(ended.code, int) else 1
     except BrokenPipeError:
         sys.stdout = None  # whoever read it has gone, and Python would complain when it flushes
+        return 1
+    except OSError as error:
+        if debug:
+            traceback.print_exc()
+        if error.errno == errno.ENAMETOOLONG:
+            hint = "give a path that can be"
+            return say_error(UsageError(f"{error.filename}: the name is too long", hint))
+        print(f"error: {error}", file=sys.stderr)
         return 1
     except Exception as error:  # noqa: BLE001 - the last line of defence against a traceback
         if debug:

@@ -40,6 +40,14 @@ RunsDir = Annotated[
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
+Fuse = Annotated[
+    Literal["on", "off"],
+    typer.Option("--fuse", help="Whether runs that can train as one stack do."),
+]
+Workers = Annotated[
+    int | None,
+    typer.Option("--workers", metavar="N", min=1, help="Processes to train in [as many as pay]."),
+]
 CheckpointOption = Annotated[
     Path, typer.Option("--checkpoint", metavar="FILE", help="A best.pt or last.pt.")
 ]

@@ -21,7 +21,7 @@ def runs_list(runs_dir: RunsDir = None, as_json: Json = False) -> None:
     found = [(run, run.meta(), run.summary()) for run in store.all_runs(root)]
     if as_json:
         rows = [
-            {"name": run.name, "path": str(run.path), "status": meta.get("status"), **summary}
+            {"name": run.name, "path": str(run.path), **summary, "status": run.status()}
             for run, meta, summary in found
         ]
         print_json(rows)

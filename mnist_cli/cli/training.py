@@ -16,6 +16,7 @@ from mnist_cli.cli.options import (
     ConfigOption,
     Device,
     Epochs,
+    Fuse,
     Json,
     Lr,
     Name,
@@ -23,6 +24,7 @@ from mnist_cli.cli.options import (
     RunsDir,
     Seed,
     Seeds,
+    Workers,
     given,
 )
 from mnist_cli.cli.screen import console, human_console, print_json, tell_checkpoint, tell_origin
@@ -30,6 +32,7 @@ from mnist_cli.config import Config, Flag
 from mnist_cli.errors import MnistError, RunError, SweepError, UsageError
 
 if TYPE_CHECKING:
+    from mnist_cli.plan import Plan
     from mnist_cli.run import Datasets, Run
     from mnist_cli.sweep import Sweep
 
@@ -45,6 +48,8 @@ def train(
     device: Device = None,
     name: Name = None,
     runs_dir: RunsDir = None,
+    fuse: Fuse = "on",
+    workers: Workers = None,
     as_json: Json = False,
 ) -> None:
     """Train one run: what the config says, without its sweep; or the same with several seeds."""
@@ -58,8 +63,7 @@ def train(
     _tell_split(loaded.config)
 
     from mnist_cli import report
-    from mnist_cli.display import Display
-    from mnist_cli.executors import Failed, InProcess
+    from mnist_cli.plan import plan
     from mnist_cli.run import Datasets, Run
     from mnist_cli.sweep import Sweep
 
@@ -67,13 +71,30 @@ def train(
     datasets.get(chosen)  # first of all: a run without its data or device leaves no folder
     root, name = store.runs_root(runs_dir), chosen.name or "run"
     if swept:
-        _run_sweep(Sweep(chosen, root, f"{name}-seeds", test=False), datasets, human, as_json)
+        made = Sweep.create(chosen, root, f"{name}-seeds", test=False)
+        deal = made.deal(datasets, fuse=fuse == "on", workers=workers)
+        with made.folder.hold():
+            _run_sweep(made, deal, datasets, human, as_json)
         return
-    run = Run(chosen, store.create(root, name))
+    run = Run.create(chosen, store.create(root, name))
     human.print(f"{run.folder.name}: {report.experiment(chosen)}")
+    threads = plan([[0]], [chosen], [datasets.get(chosen)]).parts[0].threads
+    with run.folder.hold():
+        _run_one(run, threads, datasets, human, as_json)
+
+
+def _run_one(run: "Run", threads: int, datasets: "Datasets", human: Console, as_json: bool) -> None:
+    """Trains a run and tells what came of it, whatever came of it."""
+    from mnist_cli import report
+    from mnist_cli.display import Display
+    from mnist_cli.executors import Failed, InProcess, Part
+
     display = Display(console(stderr=True), {})
     try:
-        with display.live(), closing(InProcess(datasets).run([[run]])) as events:
+        with (
+            display.live(),
+            closing(InProcess(datasets).run([Part([run], threads)])) as events,
+        ):
             for event in events:
                 display.show(event)
                 if isinstance(event, Failed) and isinstance(event.error, MnistError):
@@ -82,7 +103,7 @@ def train(
                     raise RunError(f"{run.folder.name} failed: {event.error}") from event.error
     except (KeyboardInterrupt, SystemExit) as interruption:
         _end_interrupted(interruption, run.folder, f"{len(run.records)} finished epochs are saved")
-    _show_reference(human, chosen, [run])
+    _show_reference(human, run.config, [run])
     if run.best:
         human.print(
             f"best: epoch {run.best['epoch']}, val acc {report.percent(run.best['val/acc'])}, "
@@ -117,6 +138,8 @@ def sweep(
     device: Device = None,
     name: Name = None,
     runs_dir: RunsDir = None,
+    fuse: Fuse = "on",
+    workers: Workers = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="List the runs and how they are grouped; run nothing.")
     ] = False,
@@ -160,8 +183,69 @@ def sweep(
     for trial in {trial.config.data.name: trial for trial in trials}.values():
         datasets.get(trial.config)
     folder = f"{loaded.config.name or 'run'}-sweep"
-    swept = Sweep(loaded.config, store.runs_root(runs_dir), folder)
-    _run_sweep(swept, datasets, human, as_json)
+    swept = Sweep.create(loaded.config, store.runs_root(runs_dir), folder)
+    deal = swept.deal(datasets, fuse=fuse == "on", workers=workers)
+    with swept.folder.hold():
+        _run_sweep(swept, deal, datasets, human, as_json)
+
+
+def resume(
+    run: Annotated[
+        str, typer.Argument(metavar="RUN", help="A run or a sweep: its name or folder.")
+    ],
+    changes: Annotated[list[str] | None, typer.Argument(hidden=True)] = None,
+    epochs: Annotated[
+        int | None,
+        typer.Option("--epochs", metavar="N", min=1, help="Train on, to N epochs in all."),
+    ] = None,
+    runs_dir: RunsDir = None,
+    workers: Workers = None,
+    as_json: Json = False,
+) -> None:
+    """Go on with a run or a sweep that was interrupted, to the bits it would have come to.
+
+    Of a sweep, finished runs are kept, and the others go on or start. --epochs extends what is
+    finished: the schedule goes on by its own rule, as if it had been asked for so many epochs from
+    the start.
+    """
+    folder = store.find(store.runs_root(runs_dir), run)
+    if changes:
+        raise UsageError(
+            f"a run goes on as it began: {changes[0]} cannot be changed",
+            f"start another: mnist train --config {shlex.quote(str(folder.config_path))} "
+            f"{shlex.join(changes)}",
+        )
+    human = human_console(as_json)
+    note = console(stderr=True).print
+    with folder.hold():
+        from mnist_cli import report
+        from mnist_cli.run import Datasets, Run
+        from mnist_cli.sweep import Sweep
+
+        datasets = Datasets(note)
+        if folder.is_sweep:
+            swept = Sweep.reopen(folder, epochs, note)
+            if all(one.status != "waiting" for one in swept.runs) and swept.status == "finished":
+                human.print(f"{folder.name} is finished: {len(swept.runs)} runs")
+                if as_json:
+                    print_json(swept.folder.summary())
+                return
+            _run_sweep(swept, swept.deal_again(datasets, workers), datasets, human, as_json)
+            return
+        one = Run.reopen(folder, epochs, note)
+        if one.status != "waiting":
+            human.print(f"{folder.name} is {one.status}: {len(one.records)} epochs")
+            if as_json:
+                print_json(one.summary())
+            return
+        done = f" from epoch {len(one.records) + 1}" if one.records else ""
+        human.print(f"{folder.name} goes on{done}: {report.experiment(one.config)}")
+        threads = one.meta.get("threads")
+        if not isinstance(threads, int):
+            from mnist_cli.plan import plan
+
+            threads = plan([[0]], [one.config], [datasets.get(one.config)]).parts[0].threads
+        _run_one(one, threads, datasets, human, as_json)
 
 
 def _tell_split(config: Config) -> None:
@@ -172,22 +256,30 @@ def _tell_split(config: Config) -> None:
         )
 
 
-def _run_sweep(swept: "Sweep", datasets: "Datasets", human: Console, as_json: bool) -> None:
+def _run_sweep(
+    swept: "Sweep", deal: "Plan", datasets: "Datasets", human: Console, as_json: bool
+) -> None:
     """Trains a sweep and tells what came of it, whatever came of it."""
-    from mnist_cli import report
+    from mnist_cli import executors, report
     from mnist_cli.display import Display
-    from mnist_cli.executors import InProcess
 
+    processes = f" in {deal.workers} processes" if deal.workers > 1 else ""
     human.print(
         f"{swept.folder.name}: {report.counted(len(swept.runs), 'run')} in "
-        f"{report.counted(len(swept.stacks), 'stack')}: {report.experiment(swept.config)}"
+        f"{report.counted(len(deal.parts), 'stack')}{processes}: "
+        f"{report.experiment(swept.config)}"
+    )
+    executor: executors.Executor = (
+        executors.Workers(datasets, deal.workers)
+        if deal.workers > 1
+        else executors.InProcess(datasets)
     )
     labels = {
         run.folder.name: trial.settings for run, trial in zip(swept.runs, swept.trials, strict=True)
     }
     display = Display(console(stderr=True), labels)
     try:
-        with display.live(), closing(swept.run(InProcess(datasets), datasets)) as events:
+        with display.live(), closing(swept.run(executor, deal.parts, datasets)) as events:
             for event in events:
                 display.show(event)
     except (KeyboardInterrupt, SystemExit) as interruption:
@@ -246,7 +338,6 @@ def _end_interrupted(
     interruption: BaseException, folder: store.RunDirectory, told: str
 ) -> NoReturn:
     print(f"interrupted: {told} in {folder.path}", file=sys.stderr)
-    place = shlex.quote(str(folder.path))
-    print(f"hint: look at it with: mnist runs show {place}", file=sys.stderr)
+    print(f"hint: go on with: mnist resume {shlex.quote(str(folder.path))}", file=sys.stderr)
     code = interruption.code if isinstance(interruption, SystemExit) else 130
     raise SystemExit(code) from None

@@ -38,6 +38,7 @@ _TYPES = {
     "finite_number": "must be a finite number",
     "bool_type": "must be true or false",
     "string_type": "must be text",
+    "string_unicode": "must be valid Unicode text",
     "tuple_type": "must be a list",
     "dict_type": "must be a mapping of keys to values",
     "model_type": "must be a section of settings",
@@ -98,9 +99,12 @@ def _walk(loc: tuple[int | str, ...], root: Node) -> tuple[list[int | str], Node
     node = root
     for part in loc:
         value = node.value
-        items = dict(enumerate(value)) if isinstance(value, list) else value
-        if isinstance(items, dict) and part in items:
-            node = items[part]
+        if isinstance(part, int):
+            known = isinstance(value, list) and part < len(value)
+        else:
+            known = isinstance(value, dict) and part in value
+        if known:
+            node = value[part]
         elif part in _CHOICES:
             continue
         path.append(part)

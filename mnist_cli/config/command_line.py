@@ -116,12 +116,14 @@ class CommandLine:
 
     def value(self, word: _Word) -> Node | None:
         """The value after a key, or None if it cannot be read."""
-        text = word.source.text[word.start :].strip()
-        if text and word.key == "name":  # always text: a run may well be called 7
+        text = word.source.text[word.start :]
+        if text and word.key == "name":  # always text, and all of it: a run may well be called 7
             return Node(text, Position(word.source, word.start, len(word.source.text)))
-        if text:
+        if text.strip():
             return parse(word.source, self.problems, word.start, key=word.key)
         message = f"has no value; {word.key}=null stands for none"
+        if word.key == "name":
+            message = "has no value"
         where = Position(word.source, 0, len(word.source.text))
         self.problems.append(Problem(where, word.key, message))
         return None

@@ -16,7 +16,7 @@ import yaml
 from mnist_cli.errors import UsageError
 
 MAX_DEPTH = 50
-MAX_VALUES = 50_000
+MAX_VALUES = 12_000
 MAX_DIGITS = 40
 MAX_SHOWN = 100  # problems printed, and columns of a source line
 

@@ -12,7 +12,7 @@ from typing import Any
 from mnist_cli.config.check import UNKNOWN, check
 from mnist_cli.config.command_line import CommandLine, Flag
 from mnist_cli.config.document import ConfigError, Node, Problem, Source, parse, plain, quoted
-from mnist_cli.config.presets import find, read
+from mnist_cli.config.presets import MAX_BYTES, find, read
 from mnist_cli.config.schema import SECTIONS, Config
 from mnist_cli.config.trials import checked_sweep, checked_whens
 
@@ -93,6 +93,8 @@ def load_saved(
     """
     try:
         text = json.dumps(saved, ensure_ascii=False, indent=1)  # which is YAML
+        if len(text) > MAX_BYTES:
+            raise ValueError("longer than any config")
     except (TypeError, ValueError, RecursionError) as error:
         raise ConfigError([Problem(None, "", f"{name}: this is not a config")]) from error
     return load_text(text, name, overrides, flags)

