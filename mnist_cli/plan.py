@@ -146,8 +146,11 @@ def deal(stack: Sequence[int], configs: Sequence[Config], pieces: int) -> list[t
 
 def _step_cost(config: Config, data: Dataset) -> Cost:
     """What a step of one replica costs."""
-    model = build(config.model, data.shape, len(data.classes), 0)
-    return cost(model, data.shape, min(config.data.batch_size, len(data.train)))
+    try:
+        model = build(config.model, data.shape, len(data.classes), 0)
+        return cost(model, data.shape, min(config.data.batch_size, len(data.train)))
+    except Exception:  # noqa: BLE001 - it will fail again where its runs are told of it
+        return Cost(1, 0, 1)
 
 
 def _steps(config: Config, data: Dataset) -> int:
