@@ -58,7 +58,7 @@ class Stack:
             for name, b in buffers.items()
         }
         # The module lends its code; the values it was built with are never read.
-        self._module = copy.deepcopy(models[0]).to("meta")
+        self._module = copy.deepcopy(models[0])
         self._forward = batched(self._module, self.parameters | self._buffers, self.replicas)
         dropping = set(dropouts(self._module))
         self._step_buffers = [
@@ -106,9 +106,10 @@ class Stack:
         Returns:
             Shape (R, *shape) each. What is not finite in one replica stays there.
         """
-        # Asked for and not accumulated: nothing has to be zeroed, and the images need none.
-        weights = torch.full_like(losses, weight)
-        found = torch.autograd.grad(losses, list(self.parameters.values()), weights)
+        # Asked for and not accumulated: nothing has to be zeroed, and the images need none. What
+        # is not finite in one replica's part of the sum is a constant to the others.
+        objective = losses.sum() * weight
+        found = torch.autograd.grad(objective, list(self.parameters.values()))
         # Some come transposed, and the kernels of the optimizers read them as they lie.
         return [gradient.contiguous() for gradient in found]
 

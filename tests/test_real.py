@@ -1,7 +1,10 @@
 """The published figures of the experiments, reproduced on real MNIST."""
 
+from pathlib import Path
+
 import pytest
 
+from mnist_cli.store import RunDirectory
 from tests.conftest import Mnist
 
 pytestmark = [pytest.mark.real_data, pytest.mark.usefixtures("real_mnist")]
@@ -48,3 +51,19 @@ def test_other_experiments_are_within_their_tolerances(
     assert ended.code == 0, ended.err
     assert "NO, ±" not in ended.out
     assert ended.out.count("yes, ±") == judged
+
+
+def test_a_stacked_sweep_is_the_same_runs_alone(mnist: Mnist, tmp_path: Path) -> None:
+    """E1 in fp32: final validation accuracies within 0.3 points of each other, the same winner."""
+    found = []
+    for options in (("--workers", "1"), ("--workers", "2"), ("--fuse", "off")):
+        ended = mnist("sweep", "--config", "mlp", *options, "--json")
+        assert ended.code == 0, ended.err
+        result = ended.json
+        last = [
+            RunDirectory(tmp_path / "runs" / trial["run"]).metrics()[-1]["val/acc"]
+            for trial in result["trials"]
+        ]
+        found.append((result["best"]["optimizer.lr"], last))
+    (winner, alone) = found.pop()
+    assert found == [(winner, pytest.approx(alone, abs=0.003))] * 2

@@ -17,7 +17,7 @@ from mnist_cli.config.schema import SECTIONS, Config
 from mnist_cli.config.trials import checked_sweep, checked_whens
 
 # Settings that make another run of the same experiment and not another experiment.
-REPEATS = ("train.seed", "train.device", "data.seed")
+REPEATS = ("train.seed", "train.device", "train.compile", "data.seed")
 
 
 @dataclass(frozen=True, slots=True)
