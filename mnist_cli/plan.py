@@ -4,9 +4,10 @@ The rules, each justified by measurement (`mnist bench` measures again on your m
 
 - Runs that differ only in what a stack holds apart make one stack: it shares the work of Python,
   and the images.
-- On a CPU a stack is dealt out to one process per core. Steps of small models are so short that
-  threads wait for each other longer than they compute, and processes never wait.
-- What is left of the cores goes to threads within a process, if its steps are large enough.
+- On a CPU a stack is dealt out to one process per core, each with one thread. Steps of small models
+  are so short that threads wait for each other longer than they compute; processes never wait.
+- Threads are for large steps of fewer runs than there are cores, in one process. (A forked process
+  could not have several anyway: the thread pool of its parent is lost, and it would wait for it.)
 - A part holds no more replicas than keep a step's activations in the cache; more would make every
   replica slower.
 - On a GPU there is one process, and a part holds all replicas that fit into its memory.
@@ -107,7 +108,9 @@ def plan(
             one.multiply_adds * len(stack) * _steps(configs[stack[0]], dataset)
             for one, stack, dataset in zip(costs, stacks, data, strict=True)
         )
-        workers = cores() if work >= PROCESSES_PAY else 1
+        large = any(one.multiply_adds >= THREADS_PAY for one in costs)
+        spare = len(configs) < cores() and large
+        workers = cores() if work >= PROCESSES_PAY and not spare else 1
     room = _free_memory(data[0].train.images.device) * MEMORY_SHARE / 4 / workers  # numbers
     pieces: list[tuple[tuple[int, ...], Cost]] = []
     for stack, one in zip(stacks, costs, strict=True):
@@ -117,9 +120,9 @@ def plan(
         least = min(len(stack), max(workers, -(-len(stack) // max(1, int(largest)))))
         pieces += [(piece, one) for piece in deal(stack, configs, least)]
     workers = min(workers, len(pieces))
-    share = max(1, cores() // workers)
+    threads = cores() if workers == 1 else 1
     parts = [
-        Part(piece, share if one.multiply_adds * len(piece) >= THREADS_PAY else 1)
+        Part(piece, threads if one.multiply_adds * len(piece) >= THREADS_PAY else 1)
         for piece, one in pieces
     ]
     return Plan(tuple(parts), workers)

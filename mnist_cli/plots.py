@@ -278,12 +278,62 @@ def _accuracy_against(
     return [path]
 
 
+def costs(path: Path, measured: Mapping[str, Any]) -> None:
+    """What a step costs each run, against how many train together.
+
+    Args:
+        path: the PNG.
+        measured: as `bench.bench` tells it.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    machine, works = measured["machine"], measured["works"]
+    title = f"{machine['cpu']}, {machine['cores']} cores, {machine['device']}"
+    title += f", torch {machine['torch']}\nmedians and quartiles of {measured['rounds']} rounds"
+    with _figure(path, title, columns=len(works), width=2.9 if len(works) > 1 else 6.4) as cells:
+        for cell, work in zip(cells, works, strict=True):
+            ours = [v for v in work["variants"] if v["limit_us"] and v["precision"] == "fp32"]
+            tutorial = next(v for v in work["variants"] if v["name"] == "tutorial")
+            # The tutorial trains one run at a time, however many there are.
+            alike = [{**tutorial, "runs": variant["runs"]} for variant in ours]
+            for variants, figure, label, colour in (
+                (alike, "run_us", "the tutorials' loop", BEST),
+                (ours, "run_us", "mnist", VAL),
+                (ours, "limit_us", "the limit", TRAIN),
+            ):
+                counts = [variant["runs"] for variant in variants]
+                low, middle, high = (
+                    [variant[figure][name] for variant in variants]
+                    for name in ("low", "median", "high")
+                )
+                cell.plot(counts, middle, marker="o", color=colour, label=label)
+                cell.fill_between(counts, low, high, color=colour, alpha=0.18, lw=0)
+            cell.set_xscale("log", base=2)
+            cell.set_yscale("log")
+            cell.set_title(
+                f"{work['experiment']}, batch {work['batch_size']}\n{work['about']}", fontsize=9
+            )
+            cell.set_xlabel("runs together")
+        counts = sorted({v["runs"] for work in works for v in work["variants"]})
+        bottoms, tops = zip(*(cell.get_ylim() for cell in cells), strict=True)
+        for cell in cells:  # on one scale, to be compared
+            cell.set_xlim(0.8, counts[-1] * 1.25)
+            cell.set_xticks(counts, [str(count) for count in counts])
+            cell.set_ylim(min(bottoms), max(tops))
+            cell.yaxis.set_major_formatter("{x:,.0f}")
+        cells[0].set_ylabel("µs per run and step")
+        cells[0].legend(fontsize=8)
+
+
 @contextmanager
-def _figure(path: Path, title: str, columns: int) -> Iterator[list[Axes]]:
-    """A row of axes under one title, saved as PNG when the block ends well."""
+def _figure(
+    path: Path, title: str, columns: int, width: float | None = None
+) -> Iterator[list[Axes]]:
+    """A row of axes, each so many inches wide, under one title; saved when the block ends well."""
     with mpl.rc_context(STYLE):
-        width = 6.4 if columns == 1 else 4.6 * columns
-        figure = Figure(figsize=(width, 4.0), layout="constrained")
+        width = width or (6.4 if columns == 1 else 4.6)
+        figure = Figure(figsize=(width * columns, 4.0), layout="constrained")
         yield [figure.add_subplot(1, columns, column + 1) for column in range(columns)]
         _save(figure, path, title)
 

@@ -150,7 +150,7 @@ def test_processes_come_to_the_plain_loop(processes: int, seeds: list[int], tmp_
         }
     )
     datasets = Datasets(print)
-    sweep = Sweep.create(config, tmp_path, "processes")
+    sweep = Sweep.create(config, store.create(tmp_path, "processes"))
     deal = sweep.deal(datasets, workers=processes)
     assert deal.workers == processes
     executor: executors.Executor = executors.InProcess(datasets)
@@ -181,7 +181,7 @@ def test_one_run_at_a_time_comes_to_the_same(tmp_path: Path) -> None:
     )
     datasets, losses = Datasets(print), []
     for fuse in (True, False):
-        sweep = Sweep.create(config, tmp_path, "fuse")
+        sweep = Sweep.create(config, store.create(tmp_path, "fuse"))
         deal = sweep.deal(datasets, fuse=fuse, workers=1)
         assert len(deal.parts) == (1 if fuse else 2)
         list(sweep.run(executors.InProcess(datasets), deal.parts, datasets))
@@ -261,7 +261,9 @@ def test_threads_are_for_large_steps_alone(data: Dataset, monkeypatch: pytest.Mo
     assert plans.plan([[0]], [large], [data]).parts[0].threads == 8
     two = plans.plan([[0], [1]], [large, large], [data, data], workers=2)
     if plans.can_fork():
-        assert [part.threads for part in two.parts] == [4, 4]
+        assert [part.threads for part in two.parts] == [1, 1]
+    few = plans.plan([[0, 1, 2]], [large] * 3, [data])
+    assert (few.workers, [part.threads for part in few.parts]) == (1, [8])
 
 
 def test_cost_is_counted_by_hand() -> None:

@@ -13,12 +13,15 @@ from mnist_cli.data.prepared import Arrays, prepare
 from mnist_cli.seeds import derive
 
 
+CONVERTED = 4096  # images at once: few enough to stay in the cache between two operations
+
+
 @dataclass(frozen=True)
 class Split:
     """Images and their labels, in a fixed order.
 
     Attributes:
-        images: uint8, shape (n, channels, height, width).
+        images: shape (n, channels, height, width); uint8, or of a floating-point type and scaled.
         labels: int64, shape (n,).
         scale: what a pixel is divided by when a batch is made (255 or 1).
     """
@@ -43,7 +46,16 @@ class Split:
         places = index.flatten()
         images = self.images.index_select(0, places).view(*index.shape, *self.images.shape[1:])
         labels = self.labels.index_select(0, places).view(index.shape)
+        if images.is_floating_point():
+            return images.to(dtype), labels
         return images.to(dtype).div_(self.scale), labels
+
+    def held_as(self, dtype: torch.dtype) -> "Split":
+        """The same split with its images scaled and converted once, and not at every step."""
+        images = torch.empty(self.images.shape, dtype=dtype, device=self.images.device)
+        for part, pixels in zip(images.split(CONVERTED), self.images.split(CONVERTED), strict=True):
+            part.copy_(pixels).div_(self.scale)
+        return Split(images, self.labels, self.scale)
 
 
 @dataclass(frozen=True)
