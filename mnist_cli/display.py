@@ -9,6 +9,7 @@ from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from mnist_cli import report
+from mnist_cli.errors import in_words
 from mnist_cli.executors import Epoch, Event, Failed, Started
 from mnist_cli.run import Run
 
@@ -65,7 +66,7 @@ class Display:
                 self._epoch(runs, records)
             case Failed(runs, error):
                 names = ", ".join(run.folder.name for run in runs)
-                self._console.print(f"failed: {names}: {type(error).__name__}: {error}")
+                self._console.print(f"failed: {names}: {type(error).__name__}: {in_words(error)}")
 
     def _start(self, event: Started) -> None:
         self._parts.append(event)

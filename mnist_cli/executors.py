@@ -2,6 +2,7 @@
 
 import threading
 import time
+import traceback
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -9,7 +10,7 @@ from functools import partial
 from multiprocessing.sharedctypes import RawValue
 from typing import Any, Protocol, cast
 
-from mnist_cli.errors import INTERRUPTIONS, MnistError, RunError
+from mnist_cli.errors import INTERRUPTIONS, MnistError, RunError, in_words
 from mnist_cli.run import Datasets, Run, StackRun, ending
 from mnist_cli.store import Status
 from mnist_cli.train import Record
@@ -154,8 +155,9 @@ class Workers:
                 threading.Thread(target=_tell, args=(event.progress, done), daemon=True).start()
                 event = replace(event, progress=int)  # noqa: PLW2901
             if isinstance(event, Failed) and not isinstance(event.error, MnistError):
-                why = f"{type(event.error).__name__}: {event.error}"  # any error may not travel
-                event = replace(event, error=RunError(why))  # noqa: PLW2901
+                told = RunError(f"{type(event.error).__name__}: {in_words(event.error)}")
+                told.add_note("".join(traceback.format_exception(event.error)))  # for --debug
+                event = replace(event, error=told)  # noqa: PLW2901  # not any error can travel
             send((replace(event, runs=()), [_state(run) for run in part.runs]))
 
 
@@ -171,11 +173,15 @@ def _tell(progress: Callable[[], int], done: Any) -> None:
 
 
 def _end(runs: Sequence[Run], status: Status, error: str | None = None) -> None:
-    """Says how runs ended whose worker did not come to it; what it did say stands."""
+    """Says how runs ended whose worker did not come to it; what it did say stands.
+
+    But a worker that was interrupted when nobody here asked it to has failed.
+    """
     for run in runs:
-        if run.status == "running":
-            told = cast("Status", run.folder.meta().get("status", "running"))
-            if told == "running":
-                run.end(status, error)
-            else:
-                run.status = told
+        if run.status not in ("waiting", "running", "interrupted"):
+            continue
+        told = cast("Status", run.folder.meta().get("status", "running"))
+        if told in ("waiting", "running") or (told == "interrupted" and status == "failed"):
+            run.end(status, error)
+        elif not run.read_end():  # it may have come further than it could tell
+            run.status = told

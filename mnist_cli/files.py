@@ -1,8 +1,17 @@
-"""Durable writes: after a crash at any moment a file is as it was or as it shall be."""
+"""Durable writes: after a crash at any moment a file is as it was or as it shall be.
+
+Whatever has to outlive a crash is written here and nowhere else. Every error names the file.
+"""
 
 import os
-import tempfile
+import re
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+_TEMPORARY = re.compile(r"\..+\.[a-z0-9_]{8}\.tmp")
+_FLAGS = os.O_WRONLY | os.O_CREAT | getattr(os, "O_BINARY", 0)
 
 
 def replace(path: Path, content: bytes) -> None:
@@ -12,22 +21,32 @@ def replace(path: Path, content: bytes) -> None:
     seen half-done), and both it and the directory are flushed to the disk before this returns.
 
     Raises:
-        OSError: nothing has changed; no temporary file is left.
+        OSError: the file is as it was (or as it shall be, if only its name could not be flushed);
+            no temporary file is left.
     """
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            # mkstemp makes private files; what is published follows the user's umask, as open()
-            # does.
-            Path(temporary).chmod(0o666 & ~_umask())
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    _sync_directory(path.parent)
+    with _naming(path):
+        with _written(path, content) as temporary:
+            os.replace(temporary, path)  # noqa: PTH105 - tests make what is of `os` here fail
+        _sync_directory(path.parent)
+
+
+def create(path: Path, content: bytes) -> None:
+    """Puts a whole file where there is none.
+
+    Raises:
+        FileExistsError: there is one.
+        OSError: it could not be written; no temporary file is left.
+    """
+    with _naming(path):
+        with _written(path, content) as temporary:
+            try:
+                os.link(temporary, path)
+            except FileExistsError:
+                raise
+            except OSError:  # a filesystem without links
+                os.close(os.open(path, _FLAGS | os.O_EXCL))
+                os.replace(temporary, path)  # noqa: PTH105
+        _sync_directory(path.parent)
 
 
 def append(path: Path, content: bytes) -> None:
@@ -36,17 +55,51 @@ def append(path: Path, content: bytes) -> None:
     Raises:
         OSError: the file may end in a part of `content`; readers skip a last line without its end.
     """
-    with path.open("ab") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
+    with _naming(path):
+        _write(os.open(path, _FLAGS | os.O_APPEND, 0o666), content)
 
 
-def _umask() -> int:
-    """The umask, which the system only tells by setting it."""
-    mask = os.umask(0o022)
-    os.umask(mask)
-    return mask
+def make_folder(path: Path) -> None:
+    """Makes a folder, whose name is on the disk when this returns.
+
+    Raises:
+        OSError: it is there already, or cannot be made.
+    """
+    with _naming(path):
+        os.mkdir(path)  # noqa: PTH102
+        _sync_directory(path.parent)
+
+
+def clear(folder: Path) -> None:
+    """Removes the temporary files, at any depth, that killed processes left behind.
+
+    Only who keeps everybody else from writing there may ask for it.
+    """
+    for path in folder.rglob(".*.tmp"):
+        if _TEMPORARY.fullmatch(path.name):
+            path.unlink(missing_ok=True)
+
+
+@contextmanager
+def _written(path: Path, content: bytes) -> Iterator[Path]:
+    """A temporary file beside `path` with this content, gone at the end unless it was renamed."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        _write(os.open(temporary, _FLAGS | os.O_EXCL, 0o666), content)
+        yield temporary
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _write(handle: int, content: bytes) -> None:
+    """Writes and flushes, and closes the handle in any case."""
+    try:
+        rest = memoryview(content)
+        while rest:
+            rest = rest[os.write(handle, rest) :]
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _sync_directory(path: Path) -> None:
@@ -58,3 +111,12 @@ def _sync_directory(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Gives errors of the system, which knows handles only, the name of the file."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error

@@ -156,14 +156,22 @@ def learning_rate(start: float, schedule: SchedulerConfig, epoch: int, step: int
     done = step if getattr(schedule, "interval", "epoch") == "step" else epoch
     match schedule:
         case StepScheduler():
-            return start * schedule.gamma ** (done // schedule.step_size)
+            return start * _power(schedule.gamma, done // schedule.step_size)
         case MultiStepScheduler():
-            return start * schedule.gamma ** bisect_right(sorted(schedule.milestones), done)
+            return start * _power(schedule.gamma, bisect_right(sorted(schedule.milestones), done))
         case CosineScheduler():
             swing = (1 + math.cos(math.pi * done / schedule.T_max)) / 2
             return schedule.eta_min + (start - schedule.eta_min) * swing
         case _:
             return start
+
+
+def _power(gamma: float, times: int) -> float:
+    """A factor applied so many times; where Python raises, infinity, as torch has it."""
+    try:
+        return gamma**times
+    except OverflowError:
+        return math.inf
 
 
 class Optimizer:
@@ -264,8 +272,9 @@ def clip_grad_norm(gradients: Sequence[Tensor], limits: Tensor) -> None:
         gradients: shape (R, *shape) each.
         limits: shape (R,); infinite where nothing is to be clipped.
     """
-    squares = [gradient.flatten(1).square().sum(1) for gradient in gradients]
+    squares = [gradient.reshape(len(gradient), -1).square().sum(1) for gradient in gradients]
     norms = torch.stack(squares).sum(0).sqrt()
-    scales = (limits / (norms + 1e-6)).clamp(max=1.0)
+    # A gradient so long that its norm overflows is not touched where there is no limit.
+    scales = torch.where(limits.isinf(), 1.0, (limits / (norms + 1e-6)).clamp(max=1.0))
     for gradient in gradients:
         gradient.mul_(scales.view(-1, *(1,) * (gradient.dim() - 1)))

@@ -357,15 +357,15 @@ def plan_table(trials: "Sequence[Trial]", stack_of: Mapping[int, int]) -> Table:
     return made
 
 
-def runs_table(found: Sequence[tuple[RunDirectory, Record, Record]]) -> Table:
-    """The runs there are: folder, meta and summary of each."""
+def runs_table(found: Sequence[tuple[RunDirectory, str, Record, Record]]) -> Table:
+    """The runs there are: folder, status, meta and summary of each."""
     made = table("run", "status", "started", ">epochs", ">best val acc", ">test acc", ">took")
-    for run, meta, summary in found:
+    for run, status, meta, summary in found:
         best = summary.get("best") or {}
         trials = summary.get("trials")
         made.add_row(
             run.name,
-            run.status(),
+            status,
             str(meta.get("started", ""))[:16].replace("T", " "),
             f"{len(trials)} runs" if trials is not None else str(summary.get("epochs", "-")),
             percent(best.get("val/acc")),
@@ -375,12 +375,12 @@ def runs_table(found: Sequence[tuple[RunDirectory, Record, Record]]) -> Table:
     return made
 
 
-def run_page(run: RunDirectory) -> Iterator[RenderableType]:
-    """All there is to say of one run or sweep, part by part."""
+def run_page(run: RunDirectory, status: str) -> Iterator[RenderableType]:
+    """All there is to say of one run or sweep of this status, part by part."""
     meta, summary = run.meta(), run.summary()
     facts = {
         "run": run.name,
-        "status": run.status(),
+        "status": status,
         "error": meta.get("error"),
         "started": meta.get("started"),
         "took": duration(summary["seconds"]) if "seconds" in summary else None,

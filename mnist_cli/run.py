@@ -4,6 +4,7 @@ import ctypes
 import functools
 import math
 import os
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -16,15 +17,15 @@ import torch
 
 from mnist_cli import checkpoint as checkpoints
 from mnist_cli import config as configs
-from mnist_cli import store
+from mnist_cli import interrupts, store
 from mnist_cli.checkpoint import Checkpoint
 from mnist_cli.config import Config
 from mnist_cli.data.dataset import Dataset, load
-from mnist_cli.errors import INTERRUPTIONS, CheckpointError, UsageError
+from mnist_cli.errors import INTERRUPTIONS, CheckpointError, UsageError, in_words
 from mnist_cli.losses import LOSSES
 from mnist_cli.models import build
 from mnist_cli.optim import Optimizer
-from mnist_cli.stack import Stack
+from mnist_cli.stack import PRECISIONS, Stack
 from mnist_cli.store import RunDirectory, Status
 from mnist_cli.train import Record, Training, evaluate, train
 
@@ -108,16 +109,16 @@ class Run:
     def create(cls, config: Config, folder: RunDirectory) -> Self:
         """A new run, whose folder can be looked at from the first moment."""
         run = cls(config, folder)
-        folder.write_config(configs.dump(config))
         run.tell(**store.new_meta(status=run.status))
+        folder.write_config(configs.dump(config))  # by which it is seen to be a run
         return run
 
     @classmethod
     def reopen(cls, folder: RunDirectory, epochs: int | None, note: Callable[[str], None]) -> Self:
         """A run as its folder has it: ended, or waiting to go on from its last commit.
 
-        Whatever is in the folder beyond that commit is dropped: training makes it again, to the
-        bit.
+        Whatever else is in the folder is made to agree with that commit, and what is beyond it is
+        dropped: training makes it again, to the bit. If the commit is damaged, so it does with all.
 
         Args:
             folder: the run's own, held by this process.
@@ -129,46 +130,80 @@ class Run:
         """
         asked = configs.load_text(folder.config_text(), str(folder.config_path))
         config = extended(asked, epochs)
-        run = cls(config, folder, meta=folder.meta() or store.new_meta())
-        told, summary = run.meta.get("status"), folder.summary()
+        meta = folder.meta() or store.new_meta()
+        run = cls(config, folder, meta={k: meta[k] for k in meta if k not in ("ended", "error")})
+        told = meta.get("status")
         if told == "imported":
-            raise UsageError(f"{folder.name} was imported, so there is nothing to go on with")
-        if told == "diverged" or (told == "finished" and summary and config == asked):
-            run.status = told
-            run.records = cast("list[Record]", folder.metrics())
-            run._choose(summary["best"]["epoch"] if summary.get("best") else None)
-            run.final, run.seconds = summary.get("final", {}), summary.get("seconds", 0.0)
+            raise UsageError(
+                f"{folder.name} was imported, so there is nothing to go on with",
+                "train another run with its config: "
+                f"mnist train --config {shlex.quote(str(folder.config_path))}",
+            )
+        if (told == "diverged" or config == asked) and run.read_end():
+            run.meta = meta
+            if config != asked:
+                folder.write_config(configs.dump(config))
             return run
         try:
-            run.committed = checkpoints.load(folder.last) if folder.last.exists() else None
+            if folder.last.exists():
+                run._go_back_to(checkpoints.load(folder.last), asked)
         except CheckpointError as error:
             note(f"{folder.name} starts over: {error.message}")
-        if run.committed:
-            run._go_back_to(run.committed, asked)
-        if dropped := folder.write_metrics(run.records):
-            note(f"{folder.name}: dropped {dropped}, which was not committed")
-        if config != asked:
-            folder.write_config(configs.dump(config))
+        if wrong := folder.write_metrics(run.records):
+            note(f"{folder.name}: metrics.jsonl is put right: {wrong}")
         begun = run.meta.get("versions", {}).get("torch", torch.__version__)
         if begun != torch.__version__:
             note(f"note: {folder.name} began with torch {begun}: from here on its bits may differ")
         run.tell(status=run.status, resumed=[*run.meta.get("resumed", []), store.now()])
+        if config != asked:  # after it no longer says that it is finished, which it was with less
+            folder.write_config(configs.dump(config))
         return run
+
+    def read_end(self) -> bool:
+        """Takes on how the run ended, if its folder says that it has and is whole."""
+        told, summary = self.folder.meta().get("status"), self.folder.summary()
+        if told not in ("finished", "diverged") or summary.get("status") != told:
+            return False
+        try:
+            records = self.folder.metrics()
+            best = checkpoints.load(self.folder.best).epoch if summary.get("best") else None
+        except (UsageError, CheckpointError):
+            return False
+        if len(records) != summary.get("epochs") or best != (summary["best"] or {}).get("epoch"):
+            return False
+        self.status = told
+        # JSON has null for what was not finite.
+        self.records = cast(
+            "list[Record]",
+            [{k: math.nan if v is None else v for k, v in record.items()} for record in records],
+        )
+        self._choose(best)
+        self.final, self.seconds = summary.get("final", {}), summary.get("seconds", 0.0)
+        return True
 
     def _go_back_to(self, state: Checkpoint, asked: Config) -> None:
         """Takes on what was committed of the config that was asked for.
 
         Raises:
             UsageError: it was committed of another one.
+            CheckpointError: it cannot be gone on with, or the best epoch's weights are lost.
         """
-        if _but_epochs(configs.load_saved(state.config, "its config")) != _but_epochs(asked):
+        if but_epochs(configs.load_saved(state.config, "its config")) != but_epochs(asked):
             raise UsageError(
                 f"{self.folder.config_path} is not what {self.folder.name} was trained with",
                 "a run goes on as it began; put the file back, or start another run with it",
             )
+        if not state.resume:
+            raise CheckpointError(f"{self.folder.last}: it has weights alone, which is not enough")
+        best = state.resume["best_epoch"]
+        if best == state.epoch:  # the commit has it too, if it did not come to be written by itself
+            checkpoints.save(self.folder.best, replace(state, resume={}))
+        elif checkpoints.load(self.folder.best).epoch != best:
+            raise CheckpointError(f"{self.folder.best}: it is not of epoch {best}, the best")
+        self.committed = state
         self.records = cast("list[Record]", state.resume["records"])
         self.seconds = float(state.resume["seconds"])
-        self._choose(state.resume["best_epoch"])
+        self._choose(best)
 
     def _choose(self, epoch: int | None) -> None:
         self.best = next((record for record in self.records if record["epoch"] == epoch), None)
@@ -185,6 +220,7 @@ class Run:
             "run": self.folder.name,
             "status": self.status,
             "epochs": len(self.records),
+            **({"diverged": len(self.records)} if self.status == "diverged" else {}),
             "seconds": round(self.seconds, 3),
             "precision": self.config.train.precision,
             "best": best and {key: best[key] for key in ("epoch", "val/loss", "val/acc")},
@@ -198,11 +234,20 @@ class Run:
         return [*found[:-1], self.final[metric]] if metric in self.final else found
 
     def end(self, status: Status, error: str | None = None) -> None:
-        """Says in the folder how the run ended."""
+        """Says in the folder how the run ended.
+
+        Raises:
+            OSError: that could not be written, so it has failed, whatever the folder says.
+        """
         self.status = status
         why = {} if error is None else {"error": error}
-        self.tell(status=status, ended=store.now(), seconds=round(self.seconds, 3), **why)
-        self.folder.write_summary(self.summary())
+        try:
+            # First: whoever reads that it ended can read how.
+            self.folder.write_summary(self.summary())
+            self.tell(status=status, ended=store.now(), seconds=round(self.seconds, 3), **why)
+        except OSError:
+            self.status = "failed"
+            raise
 
 
 def extended(config: Config, epochs: int | None) -> Config:
@@ -222,7 +267,7 @@ def extended(config: Config, epochs: int | None) -> Config:
     return config.model_copy(update={"train": train})
 
 
-def _but_epochs(config: Config) -> dict[str, Any]:
+def but_epochs(config: Config) -> dict[str, Any]:
     """What two configs must have in common for a run of one to go on as the other."""
     settings = config.resolved()
     return settings | {"train": settings["train"] | {"epochs": None}}
@@ -250,18 +295,25 @@ def ending(runs: Sequence[Run]) -> Iterator[None]:
     """However the block ends, the folder of every run says so."""
     status: Status = "finished"
     error = None
+    unsaid: list[OSError] = []
     try:
         yield
     except INTERRUPTIONS:
         status = "interrupted"
         raise
     except BaseException as exception:
-        status, error = "failed", f"{type(exception).__name__}: {exception}"
+        status, error = "failed", f"{type(exception).__name__}: {in_words(exception)}"
         raise
     finally:
-        for run in runs:
-            if run.status in ("waiting", "running"):
-                run.end(status, error)
+        with interrupts.held():
+            for run in runs:
+                if run.status in ("waiting", "running"):
+                    try:
+                        run.end(status, error)
+                    except OSError as why:  # the others may still be able to say it
+                        unsaid.append(why)
+        if unsaid and status == "finished":
+            raise unsaid[0]
 
 
 def prepare(configs: Sequence[Config], data: Dataset) -> Training:
@@ -273,11 +325,17 @@ def prepare(configs: Sequence[Config], data: Dataset) -> Training:
         data: the data set of all of them.
     """
     config = configs[0]
+    if config.train.precision == "bf16":
+        # A CPU makes bfloat16 of bytes so slowly that it took a fifth of E5's step.
+        data = replace(data, train=data.train.held_as(PRECISIONS["bf16"].products))
     seeds = [each.train.seed for each in configs]
     models = [build(config.model, data.shape, len(data.classes), seed) for seed in seeds]
     stack = Stack(models, data.train.images.device, config.train.precision)
     limits = [each.train.clip_grad_norm for each in configs]
-    clip = torch.tensor([math.inf if limit is None else limit for limit in limits])
+    clip = torch.tensor(
+        [math.inf if limit is None else limit for limit in limits],
+        dtype=PRECISIONS[config.train.precision].weights,
+    )
     steps_per_epoch = math.ceil(len(data.train) / config.data.batch_size)
     return Training(
         stack=stack,
@@ -357,6 +415,7 @@ class StackRun:
             for replica, run in enumerate(runs)
             if run.status == "waiting"
         }
+        self.training.running = [replica in self._starts for replica in range(len(self.runs))]
         self.training.step = min(self._starts.values())
 
     def train(self) -> Iterator[list[Record | None]]:
@@ -377,7 +436,9 @@ class StackRun:
                 for replica, seconds in before.items():
                     if self.runs[replica].status == "running":
                         self.runs[replica].seconds = seconds + elapsed
-                yield [self._commit(r, record) for r, record in enumerate(records)]
+                with interrupts.held():  # so that the files say the same, one and all
+                    committed = [self._commit(r, record) for r, record in enumerate(records)]
+                yield committed
                 self._join()
             self._finish()
 
@@ -420,7 +481,7 @@ class StackRun:
         run.records.append(record)
         run.folder.append_metrics(record)
         if not self.training.running[replica]:
-            run.end("diverged")
+            run.end("diverged", f"the loss is no longer finite in epoch {record['epoch']}")
             return record
         state = Checkpoint(
             config=run.config.resolved(),
@@ -431,7 +492,6 @@ class StackRun:
         )
         if better(record, run.best, run.config.train.select):
             run.best = record
-            checkpoints.save(run.folder.best, state)
         resume = {
             "optimizer": self.training.optimizer.state_dict(replica),
             "records": [dict(record) for record in run.records],
@@ -439,4 +499,6 @@ class StackRun:
             "seconds": run.seconds,
         }
         checkpoints.save(run.folder.last, replace(state, resume=resume))
+        if run.best is record:  # after the commit: it is never of an epoch that may not count
+            checkpoints.save(run.folder.best, state)
         return record

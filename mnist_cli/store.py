@@ -8,6 +8,7 @@ import json
 import os
 import platform
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,11 +20,12 @@ from typing import Any, Literal
 
 from filelock import FileLock, Timeout
 
-from mnist_cli import __version__, files
+from mnist_cli import __version__, files, interrupts
 from mnist_cli.errors import RunError, UsageError
 
 RECORD = {"epoch", "lr", "train/loss", "train/acc", "val/loss", "val/acc"}  # what all epochs have
 SCHEMA = 1  # of meta.json and summary.json
+META_KINDS = {"status": str, "versions": dict, "resumed": list, "error": str, "workers": int}
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")  # of a folder, without its number
 Status = Literal["waiting", "running", "finished", "diverged", "failed", "interrupted", "imported"]
 
@@ -93,7 +95,7 @@ class RunDirectory:
         """Makes the file of metrics hold exactly these records: what was cut off or is more goes.
 
         Returns:
-            What went, in words; empty if nothing did.
+            What was wrong with it, in words; empty if nothing was.
 
         Raises:
             UsageError: the file is a link.
@@ -105,16 +107,22 @@ class RunDirectory:
             return ""
         files.replace(path, wanted)
         if not found.startswith(wanted):
-            return "a damaged metrics.jsonl"
+            return "lines were missing or damaged"
         extra = found[len(wanted) :].count(b"\n")
-        return f"{extra} epoch{'s' * (extra != 1)} of metrics.jsonl" if extra else "a torn line"
+        if not extra:
+            return "the last line was torn"
+        return f"{extra} epoch{'s' * (extra != 1)} had not been committed"
 
     @contextmanager
     def hold(self) -> Iterator[None]:
         """Keeps every other process from training this run; the system lets go if this one dies.
 
+        What a killed process left half-written in the folder is removed. A run that has not ended
+        says from then on who trains it.
+
         Raises:
             RunError: another process has it.
+            OSError: nothing can be written there.
         """
         lock = FileLock(self.path / ".lock")
         try:
@@ -127,17 +135,30 @@ class RunDirectory:
                 f"{self.name} is being trained by {who}", "wait until it ends, or end it"
             ) from None
         try:
+            files.clear(self.path)
+            meta = self.meta()
+            if meta.get("status") in ("running", "waiting", "interrupted", "failed"):
+                self.write_meta(meta | _who())
             yield
         finally:
             lock.release()
 
     def status(self) -> str:
         """How the run goes on, as it says; `dead` if it says that it does and nobody trains it."""
-        told = str(self.meta().get("status", "unknown"))
-        if told not in ("running", "waiting"):
+        told = self._told()
+        if told not in ("running", "waiting") or self.owner._is_held():
             return told
-        owner = self.path.parents[1] if self.path.parent.name == "trials" else self.path
-        return told if RunDirectory(owner)._is_held() else "dead"
+        again = self._told()  # it may have ended before it was let go
+        return "dead" if again in ("running", "waiting") else again
+
+    def _told(self) -> str:
+        return str(self.meta().get("status", "unknown"))
+
+    @property
+    def owner(self) -> "RunDirectory":
+        """The folder that is trained and resumed as a whole: that of the sweep, for a trial."""
+        is_trial = self.path.parent.name == "trials"
+        return RunDirectory(self.path.parents[1]) if is_trial else self
 
     def _is_held(self) -> bool:
         path = self.path / ".lock"
@@ -150,6 +171,18 @@ class RunDirectory:
             return True
         lock.release()
         return False
+
+    def interrupt(self) -> None:
+        """Says of everything in it that has not ended that it was interrupted; held by the caller.
+
+        A folder that had not become a run yet goes.
+        """
+        with interrupts.held():
+            if not _is_run(self.path):
+                shutil.rmtree(self.path, ignore_errors=True)
+            for run in (*self.trials(), self):
+                if (meta := run.meta()).get("status") in ("running", "waiting"):
+                    run.write_meta(meta | {"status": "interrupted", "ended": now()})
 
     @property
     def config_path(self) -> Path:
@@ -168,8 +201,10 @@ class RunDirectory:
             raise UsageError(f"{self.config_path}: cannot be read: {error}") from error
 
     def meta(self) -> dict[str, Any]:
-        """What `write_meta` saved; empty when there is none to read."""
-        return _read_json(self.path / "meta.json")
+        """What `write_meta` saved, less what cannot be meant; empty when there is none to read."""
+        found = _read_json(self.path / "meta.json")
+        sound = {k: v for k, v in found.items() if isinstance(v, META_KINDS.get(k, object))}
+        return {**sound, "versions": sound.get("versions", {})} if sound else {}
 
     def summary(self) -> dict[str, Any]:
         """What `write_summary` saved, with the folder's own name and place; empty without one.
@@ -183,6 +218,8 @@ class RunDirectory:
             for trial in trials
         )
         if not summary or not sound or not isinstance(best, dict | None):
+            return {}
+        if not all(map(_has_numbers, (summary, best or {}, *trials))):
             return {}
         summary["sweep" if self.is_sweep else "run"] = self.name
         summary["checkpoint"] = str(self.best) if self.best.exists() else None
@@ -223,6 +260,11 @@ class RunDirectory:
         """One run of a sweep, by its place in the order asked for."""
         return RunDirectory(self.path / "trials" / f"{index:03d}")
 
+    def trials(self) -> "list[RunDirectory]":
+        """The runs of a sweep whose folders are there, in the order asked for."""
+        found = [RunDirectory(path) for path in (self.path / "trials").glob("*") if _is_run(path)]
+        return sorted(found, key=lambda run: (len(run.path.name), run.path.name))
+
 
 def create(root: Path, name: str) -> RunDirectory:
     """A new folder `<name>-<number>` in the runs directory, the number above all there are.
@@ -242,10 +284,10 @@ def create(root: Path, name: str) -> RunDirectory:
             number += 1
             path = root / f"{name}-{number:04d}"
             try:
-                path.mkdir()
+                files.make_folder(path)
             except FileExistsError:
                 continue
-            (path / "plots").mkdir()
+            files.make_folder(path / "plots")
             return RunDirectory(path)
     except OSError as error:
         raise UsageError(
@@ -255,9 +297,11 @@ def create(root: Path, name: str) -> RunDirectory:
 
 
 def create_trial(sweep: RunDirectory, index: int) -> RunDirectory:
-    """Makes the folder of one run of a sweep."""
+    """Makes the folder of one run of a sweep, unless it is there."""
     trial = sweep.trial(index)
-    trial.path.mkdir(parents=True)
+    for folder in (trial.path.parent, trial.path):
+        if not folder.is_dir():
+            files.make_folder(folder)
     return trial
 
 
@@ -292,6 +336,11 @@ def find(root: Path, name: str) -> RunDirectory:
         return RunDirectory(root / path)
     if _is_run(path):
         return RunDirectory(path)
+    if path.is_dir() and any((path / each).exists() for each in ("meta.json", "last.pt")):
+        raise UsageError(
+            f"{path} has no config.yaml: it ended before it began, or lost it",
+            "start it again with mnist train or mnist sweep",
+        )
     import difflib  # noqa: PLC0415 - only an error needs it
 
     known = [run.path.name for run in all_runs(root)]
@@ -315,12 +364,15 @@ def new_meta(**more: Any) -> dict[str, Any]:
         "status": "running",
         "started": now(),
         "argv": sys.argv[1:],
-        "pid": os.getpid(),
-        "host": platform.node(),
+        **_who(),
         "git": _git_commit(),
         "versions": {"mnist": __version__, "python": platform.python_version()},
         **more,
     }
+
+
+def _who() -> dict[str, Any]:
+    return {"pid": os.getpid(), "host": platform.node()}
 
 
 def now() -> str:
@@ -345,6 +397,12 @@ def _line(record: Mapping[str, Any]) -> bytes:
 
 def _json(value: Mapping[str, Any]) -> bytes:
     return json.dumps(finite(value), indent=2).encode() + b"\n"
+
+
+def _has_numbers(figures: Mapping[str, Any]) -> bool:
+    """Whether what should be numbers are some, or null."""
+    keys = (key for key in figures if key in ("epoch", "epochs", "seconds") or "/" in key)
+    return all(isinstance(figures[key], int | float | None) for key in keys)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

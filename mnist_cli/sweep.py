@@ -7,19 +7,18 @@ import time
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from mnist_cli import checkpoint as checkpoints
 from mnist_cli import config as configs
-from mnist_cli import files, store
+from mnist_cli import files, interrupts, store
 from mnist_cli import plan as plans
 from mnist_cli.config import Config, with_settings
-from mnist_cli.errors import INTERRUPTIONS, UsageError
+from mnist_cli.errors import INTERRUPTIONS, CheckpointError, UsageError
 from mnist_cli.executors import Event, Executor, Part
 from mnist_cli.measure import measure
 from mnist_cli.plan import Plan, plan
-from mnist_cli.run import Datasets, Run, extended
+from mnist_cli.run import Datasets, Run, but_epochs, extended
 from mnist_cli.stats import Setting, rank
 from mnist_cli.store import RunDirectory
 
@@ -117,18 +116,32 @@ class Sweep:
         self._meta = meta
 
     @classmethod
-    def create(cls, config: Config, root: Path, name: str, *, test: bool = True) -> Self:
-        """A new sweep.
+    def create(
+        cls,
+        config: Config,
+        folder: RunDirectory,
+        *,
+        test: bool = True,
+        fuse: bool = True,
+        workers: int | None = None,
+    ) -> Self:
+        """A new sweep, whose folder can be looked at from the first moment.
+
+        Args:
+            config: the config with its sweep section.
+            folder: the sweep's own.
+            test: whether the winner is measured on the test split at the end.
+            fuse: what `deal` will be asked for; kept for who resumes it before it is dealt out.
+            workers: likewise.
 
         Raises:
-            UsageError: nothing is swept, or the folder cannot be made.
+            UsageError: nothing is swept.
             ConfigError: a combination is not a valid config.
         """
         trials = expand(config)
-        folder = store.create(root, name)
-        folder.write_config(configs.dump(config), "sweep.yaml")
-        meta = store.new_meta(runs=len(trials), test=test)
+        meta = store.new_meta(runs=len(trials), test=test, fuse=fuse, workers=workers)
         folder.write_meta(meta)
+        folder.write_config(configs.dump(config), "sweep.yaml")  # by which it is seen to be one
         runs = [Run.create(t.config, store.create_trial(folder, t.index)) for t in trials]
         return cls(config, folder, runs, meta, test=test)
 
@@ -148,21 +161,27 @@ class Sweep:
         if epochs is not None and "train.epochs" in asked.sweep:
             raise UsageError("this sweep tries several epochs, so --epochs cannot extend it")
         config = extended(asked, epochs)
-        meta = folder.meta() or store.new_meta()
-        runs = []
-        for trial in expand(asked):
-            place = folder.trial(trial.index)
-            if place.config_path.is_file():
-                runs.append(Run.reopen(place, epochs, note))
-            else:  # it was killed before it came to this one
-                config_of = extended(trial.config, epochs)
-                runs.append(Run.create(config_of, store.create_trial(folder, trial.index)))
-        if config != asked:
+        trials = expand(config)
+        there = [
+            folder.trial(t.index) for t in trials if folder.trial(t.index).config_path.exists()
+        ]
+        for place in there:
+            _refuse_other(place, folder, trials)
+        if config != asked:  # first: from here on it says how far each run is to go
             folder.write_config(configs.dump(config), "sweep.yaml")
+        runs = [
+            Run.reopen(place, trial.config.train.epochs, note)
+            if (place := folder.trial(trial.index)) in there
+            # It was killed before it came to this one.
+            else Run.create(trial.config, store.create_trial(folder, trial.index))
+            for trial in trials
+        ]
+        meta = folder.meta() or store.new_meta()
         sweep = cls(config, folder, runs, meta, test=meta.get("test") is not False)
-        if meta.get("status") == "finished" and all(run.status != "waiting" for run in runs):
+        if all(run.status != "waiting" for run in runs) and _ended_well(folder):
             sweep.status = "finished"
         else:
+            meta.pop("ended", None)
             meta |= {"pid": os.getpid(), "resumed": [*meta.get("resumed", []), store.now()]}
         return sweep
 
@@ -174,9 +193,10 @@ class Sweep:
                 for part in self._meta["stacks"]
             )
         except (KeyError, TypeError, ValueError):  # it was killed before it came to that
-            return self.deal(datasets, workers=workers)
+            parts = ()
         if sorted(i for part in parts for i in part.members) != list(range(len(self.runs))):
-            return self.deal(datasets, workers=workers)
+            fuse = self._meta.get("fuse") is not False
+            return self.deal(datasets, fuse=fuse, workers=self._meta.get("workers") or workers)
         count = min(len(parts), workers or int(self._meta.get("workers", 1)))
         return Plan(parts, count if plans.can_fork() else 1)
 
@@ -215,7 +235,11 @@ class Sweep:
                 yield from events
             self._finish(datasets)
         except INTERRUPTIONS:
-            self.status = "interrupted"
+            with interrupts.held():
+                self.status = "interrupted"
+                for run in self.runs:  # those whose turn has not come
+                    if run.status == "waiting":
+                        run.end(self.status)
             raise
         except BaseException:
             self.status = "failed"
@@ -274,5 +298,33 @@ class Sweep:
     def _save(self, began: float) -> None:
         self.seconds = time.perf_counter() - began
         ended = {} if self.status == "running" else {"ended": store.now()}
-        self.folder.write_meta(self._meta | {"status": self.status} | ended)
-        self.folder.write_summary(self.summary())
+        with interrupts.held():
+            self.folder.write_summary(self.summary())  # first: who reads that it ended can read how
+            self.folder.write_meta(self._meta | {"status": self.status} | ended)
+
+
+def _refuse_other(place: RunDirectory, folder: RunDirectory, trials: Sequence[Trial]) -> None:
+    """Sees to it that a run of a sweep is the one that the sweep's config has in its place.
+
+    Raises:
+        UsageError: it is another, or has more epochs already.
+    """
+    found = configs.load_text(place.config_text(), str(place.config_path))
+    wanted = trials[int(place.path.name)].config
+    if but_epochs(found) != but_epochs(wanted):
+        raise UsageError(
+            f"{folder.config_path} is not what {place.name} was made from",
+            "a sweep goes on as it began; put the file back, or start another sweep with it",
+        )
+    extended(found, wanted.train.epochs)
+
+
+def _ended_well(folder: RunDirectory) -> bool:
+    """Whether a sweep's folder says that it is finished, and has all that it should have then."""
+    summary = folder.summary()
+    if folder.meta().get("status") != "finished" or summary.get("status") != "finished":
+        return False
+    try:
+        return not summary.get("best") or bool(checkpoints.load(folder.best))
+    except CheckpointError:
+        return False

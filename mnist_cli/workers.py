@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
 import warnings
 from collections.abc import Callable, Generator, Sequence
 from contextlib import suppress
@@ -17,7 +18,9 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkProcess
 from typing import Any
 
-GRACE = 3.0  # seconds a worker has to end when it is asked to
+from mnist_cli import interrupts
+
+GRACE = 3.0  # seconds workers have to end when they are asked to
 
 Send = Callable[[Any], None]
 
@@ -53,8 +56,9 @@ def in_processes(
         while waiting or running:
             while waiting and len(running) < processes:
                 number, job = waiting.pop()
-                connection, process = _start(job)
-                running[connection] = number, process
+                with interrupts.held():  # or nobody would know of it
+                    connection, process = _start(job)
+                    running[connection] = number, process
             for ready in wait(list(running)):
                 assert isinstance(ready, Connection)
                 number, process = running[ready]
@@ -74,7 +78,9 @@ def in_processes(
 
 def _start(job: Callable[[Send], None]) -> tuple[Connection, ForkProcess]:
     receiving, sending = multiprocessing.Pipe(duplex=False)
-    process = multiprocessing.get_context("fork").Process(target=_work, args=(job, sending))
+    process = multiprocessing.get_context("fork").Process(
+        target=_work, args=(job, sending), daemon=True
+    )
     with warnings.catch_warnings():
         # From Python 3.12 on, forking beside threads warns. Ours only draw the progress line.
         warnings.simplefilter("ignore", DeprecationWarning)
@@ -85,23 +91,17 @@ def _start(job: Callable[[Send], None]) -> tuple[Connection, ForkProcess]:
 
 def _work(job: Callable[[Send], None], sending: Connection) -> None:
     """What a worker does."""
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent too, which decides
-    signal.signal(signal.SIGTERM, _interrupted)
     code = 1
     try:
+        interrupts.listen_as_worker()
+        threading.Thread(target=_end_with_parent, daemon=True).start()
         job(sending.send)
         code = 0
-    except SystemExit:
+    except interrupts.Terminated:
         code = 143
     finally:
         sending.close()
         os._exit(code)  # nothing of the parent's is flushed, closed or unlocked twice
-
-
-def _interrupted(*_: object) -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough
-    raise SystemExit(143)
 
 
 def _end_with_parent() -> None:
@@ -115,8 +115,9 @@ def _end(processes: Sequence[ForkProcess]) -> None:
     """Ends workers: asks, waits, and then does not ask."""
     for process in processes:
         process.terminate()
+    deadline = time.monotonic() + GRACE
     for process in processes:
-        process.join(GRACE)
+        process.join(max(0.0, deadline - time.monotonic()))
         if process.exitcode is None:
             process.kill()
             process.join()

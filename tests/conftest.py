@@ -24,9 +24,10 @@ def _own_folders(
     if not request.node.get_closest_marker("real_data"):
         monkeypatch.setenv("MNIST_DATA_DIR", str(tmp_path / "data"))
         monkeypatch.setenv("MNIST_OFFLINE", "1")
-    before = signal.getsignal(signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     yield
-    signal.signal(signal.SIGTERM, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @dataclass(frozen=True)

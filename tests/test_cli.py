@@ -74,8 +74,11 @@ def test_train_json_is_one_document(mnist: Mnist, runs: Path) -> None:
     ended = mnist("train", *SMALL, "--json")
     assert ended.code == 0
     result = ended.json
-    assert list(result) == ["run", "status", "epochs", "seconds", "best", "checkpoint"]
+    assert list(result) == [
+        "run", "status", "epochs", "seconds", "precision", "best", "checkpoint",
+    ]  # fmt: skip
     assert (result["run"], result["status"], result["epochs"]) == ("mlp-0001", "finished", 2)
+    assert result["precision"] == "fp32"
     assert list(result["best"]) == ["epoch", "val/loss", "val/acc"]
     assert result["checkpoint"] == str(runs / "mlp-0001" / "best.pt")
 
@@ -149,7 +152,7 @@ def test_sweep_ranks_marks_and_tests_the_winner(mnist: Mnist, runs: Path) -> Non
     )
     folder = runs / "mlp-sweep-0001"
     assert sorted(path.name for path in folder.iterdir()) == [
-        "best.pt", "meta.json", "plots", "summary.json", "sweep.yaml", "trials",
+        ".lock", "best.pt", "meta.json", "plots", "summary.json", "sweep.yaml", "trials",
     ]  # fmt: skip
     assert (folder / "best.pt").read_bytes() == (folder / "trials/001/best.pt").read_bytes()
     assert {path.name for path in (folder / "plots").iterdir()} == {
@@ -451,7 +454,8 @@ def test_an_interrupted_run_has_saved_what_it_had(
     _, err = process.communicate(timeout=30)
     assert process.returncode == code, err
     assert "interrupted: " in err
-    assert "hint: look at it with: mnist runs show" in err
+    owner = runs / ("mlp-0001" if command == "train" else "mlp-sweep-0001")
+    assert err.endswith(f"hint: go on with: mnist resume {owner}\n")
     assert "Traceback" not in err
     run = RunDirectory(folder)
     assert run.meta()["status"] == "interrupted"

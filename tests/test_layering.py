@@ -11,7 +11,7 @@ PACKAGE = Path(mnist_cli.__file__).parent
 
 # Lowest first; a file may import from its own line's package and from earlier lines.
 LINE = [
-    ("errors", "seeds", "files", "stats"),
+    ("errors", "interrupts", "seeds", "files", "stats"),
     ("config",),
     ("store",),
     ("scratch",),
@@ -21,8 +21,8 @@ LINE = [
     ("train", "plan"),
     ("checkpoint",),
     ("run",),
-    ("measure",),
-    ("executors", "foreign"),
+    ("measure", "steps"),
+    ("executors", "foreign", "bench"),
     ("sweep",),
     ("report",),
     ("plots", "display"),
@@ -32,6 +32,7 @@ LINE = [
 RANK = {name: rank for rank, names in enumerate(LINE) for name in names}
 NO_TORCH = {
     "errors",
+    "interrupts",
     "seeds",
     "files",
     "stats",

@@ -4,18 +4,17 @@ torch is imported inside the commands that need it, so that help and errors come
 """
 
 import errno
-import signal
 import sys
 import traceback
 from collections.abc import Sequence
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import typer
 
-from mnist_cli import __version__
-from mnist_cli.cli import checkpoints, configs, data, runs, training
+from mnist_cli import __version__, interrupts
+from mnist_cli.cli import bench, checkpoints, configs, data, runs, training
 from mnist_cli.cli.screen import say_error
-from mnist_cli.errors import MnistError, UsageError
+from mnist_cli.errors import MnistError, UsageError, in_words, remedy
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -34,6 +33,7 @@ app.command("predict")(checkpoints.predict)
 app.command("import")(checkpoints.import_weights)
 app.add_typer(runs.app, name="runs")
 app.command("plot")(runs.plot)
+app.command("bench")(bench.bench)
 app.add_typer(configs.app, name="config")
 app.add_typer(data.app, name="data")
 
@@ -45,7 +45,7 @@ def run_command(argv: Sequence[str]) -> int:
         The exit code.
     """
     debug = "--debug" in argv
-    signal.signal(signal.SIGTERM, _terminate)
+    interrupts.listen()
     try:
         code = app(
             [argument for argument in argv if argument != "--debug"],
@@ -56,6 +56,8 @@ def run_command(argv: Sequence[str]) -> int:
         if debug:
             traceback.print_exc()
         return say_error(error)
+    except interrupts.Terminated:
+        code = 143
     except SystemExit as ended:
         return ended.code if isinstance(ended.code, int) else 1
     except BrokenPipeError:
@@ -67,22 +69,18 @@ def run_command(argv: Sequence[str]) -> int:
         if error.errno == errno.ENAMETOOLONG:
             hint = "give a path that can be"
             return say_error(UsageError(f"{error.filename}: the name is too long", hint))
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+        return say_error(MnistError(in_words(error), remedy(error)))
     except Exception as error:  # noqa: BLE001 - the last line of defence against a traceback
         if debug:
             traceback.print_exc()
+        if known := remedy(error):
+            return say_error(MnistError(in_words(error), known))
         print(f"error: {type(error).__name__}: {error}", file=sys.stderr)
         print("hint: this should not happen; --debug shows where it did", file=sys.stderr)
         return 1
-    if code == 130:
+    if code in (130, 143):
         print("interrupted: everything that was finished is saved", file=sys.stderr)
     return code if isinstance(code, int) else 0
-
-
-def _terminate(signum: int, _frame: object) -> NoReturn:
-    """SIGTERM ends a command as Ctrl-C does: what was finished is saved, and the folder says so."""
-    raise SystemExit(128 + signum)
 
 
 def _version(asked: bool) -> None:

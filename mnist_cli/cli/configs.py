@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from mnist_cli import config as configs
+from mnist_cli import files
 from mnist_cli.cli.options import ConfigOption, Json, Overrides
 from mnist_cli.cli.screen import console, print_json, say_error
 from mnist_cli.errors import MnistError, UsageError
@@ -76,8 +77,7 @@ def config_copy(
     if path.is_dir():
         path /= preset.path.name
     try:
-        with path.open("xb") as file:  # never over a file that is there
-            file.write(preset.path.read_bytes())
+        files.create(path, preset.path.read_bytes())  # never over a file that is there
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror}", "give another place to copy to") from error
     print(f"{path}: a copy of {preset.name}; train it with: mnist train --config {path}")

@@ -1,5 +1,6 @@
 """`mnist runs` and `mnist plot`: looking at what was trained."""
 
+import shlex
 from typing import Annotated
 
 import typer
@@ -18,11 +19,12 @@ def runs_list(runs_dir: RunsDir = None, as_json: Json = False) -> None:
     from mnist_cli import report
 
     root = store.runs_root(runs_dir)
-    found = [(run, run.meta(), run.summary()) for run in store.all_runs(root)]
+    # The status first: a run that has ended by then has told everything.
+    found = [(run, run.status(), run.meta(), run.summary()) for run in store.all_runs(root)]
     if as_json:
         rows = [
-            {"name": run.name, "path": str(run.path), **summary, "status": run.status()}
-            for run, meta, summary in found
+            {"name": run.name, "path": str(run.path), **summary, "status": status}
+            for run, status, _, summary in found
         ]
         print_json(rows)
     elif found:
@@ -45,8 +47,14 @@ def runs_show(
         metrics = folder.metrics()
         print_json({"meta": folder.meta(), "summary": folder.summary(), "metrics": metrics})
         return
-    for part in report.run_page(folder):
+    status = folder.status()
+    for part in report.run_page(folder, status):
         console().print(part)
+    if status in ("dead", "interrupted"):
+        owner = folder.owner
+        known = runs_dir is None and owner.path == store.runs_root(None) / owner.name
+        name = shlex.quote(owner.name if known else str(owner.path))
+        console().print(f"to go on:       mnist resume {name}")
 
 
 def plot(

@@ -2,15 +2,15 @@
 
 import shlex
 import sys
-from collections.abc import Sequence
-from contextlib import closing
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager, suppress
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
 from mnist_cli import config as configs
-from mnist_cli import store
+from mnist_cli import interrupts, store
 from mnist_cli.cli.options import (
     BatchSize,
     ConfigOption,
@@ -29,7 +29,15 @@ from mnist_cli.cli.options import (
 )
 from mnist_cli.cli.screen import console, human_console, print_json, tell_checkpoint, tell_origin
 from mnist_cli.config import Config, Flag
-from mnist_cli.errors import MnistError, RunError, SweepError, UsageError
+from mnist_cli.errors import (
+    MnistError,
+    RunError,
+    SweepError,
+    UsageError,
+    in_words,
+    remedy,
+)
+from mnist_cli.interrupts import Terminated
 
 if TYPE_CHECKING:
     from mnist_cli.plan import Plan
@@ -65,21 +73,23 @@ def train(
     from mnist_cli import report
     from mnist_cli.plan import plan
     from mnist_cli.run import Datasets, Run
-    from mnist_cli.sweep import Sweep
+    from mnist_cli.sweep import Sweep, expand
 
     datasets = Datasets(console(stderr=True).print)
     datasets.get(chosen)  # first of all: a run without its data or device leaves no folder
     root, name = store.runs_root(runs_dir), chosen.name or "run"
     if swept:
-        made = Sweep.create(chosen, root, f"{name}-seeds", test=False)
-        deal = made.deal(datasets, fuse=fuse == "on", workers=workers)
-        with made.folder.hold():
+        expand(chosen)  # may fail, and would leave an empty folder
+        with _training(lambda: store.create(root, f"{name}-seeds")) as folder:
+            fused = fuse == "on"
+            made = Sweep.create(chosen, folder, test=False, fuse=fused, workers=workers)
+            deal = made.deal(datasets, fuse=fused, workers=workers)
             _run_sweep(made, deal, datasets, human, as_json)
         return
-    run = Run.create(chosen, store.create(root, name))
-    human.print(f"{run.folder.name}: {report.experiment(chosen)}")
-    threads = plan([[0]], [chosen], [datasets.get(chosen)]).parts[0].threads
-    with run.folder.hold():
+    with _training(lambda: store.create(root, name)) as folder:
+        run = Run.create(chosen, folder)
+        human.print(f"{folder.name}: {report.experiment(chosen)}")
+        threads = plan([[0]], [chosen], [datasets.get(chosen)]).parts[0].threads
         _run_one(run, threads, datasets, human, as_json)
 
 
@@ -90,19 +100,11 @@ def _run_one(run: "Run", threads: int, datasets: "Datasets", human: Console, as_
     from mnist_cli.executors import Failed, InProcess, Part
 
     display = Display(console(stderr=True), {})
-    try:
-        with (
-            display.live(),
-            closing(InProcess(datasets).run([Part([run], threads)])) as events,
-        ):
-            for event in events:
-                display.show(event)
-                if isinstance(event, Failed) and isinstance(event.error, MnistError):
-                    raise event.error
-                if isinstance(event, Failed):
-                    raise RunError(f"{run.folder.name} failed: {event.error}") from event.error
-    except (KeyboardInterrupt, SystemExit) as interruption:
-        _end_interrupted(interruption, run.folder, f"{len(run.records)} finished epochs are saved")
+    with display.live(), closing(InProcess(datasets).run([Part([run], threads)])) as events:
+        for event in events:
+            display.show(event)
+            if isinstance(event, Failed):
+                raise _failure(run.folder, event.error) from event.error
     _show_reference(human, run.config, [run])
     if run.best:
         human.print(
@@ -119,6 +121,15 @@ def _run_one(run: "Run", threads: int, datasets: "Datasets", human: Console, as_
             f"{run.folder.name} diverged: its loss is no longer finite in epoch {len(run.records)}",
             "try a lower learning rate: --lr",
         )
+
+
+def _failure(folder: store.RunDirectory, error: Exception) -> MnistError:
+    """What to say of a run that failed: why, and how it goes on."""
+    if isinstance(error, MnistError):
+        return error
+    hint, goes_on = remedy(error), f"go on with: {_resume(folder)}"
+    why = f"{folder.name} failed: {in_words(error)}"
+    return RunError(why, f"{hint}; {goes_on}" if hint else goes_on)
 
 
 def sweep(
@@ -182,10 +193,11 @@ def sweep(
         resolve_device(wanted)
     for trial in {trial.config.data.name: trial for trial in trials}.values():
         datasets.get(trial.config)
-    folder = f"{loaded.config.name or 'run'}-sweep"
-    swept = Sweep.create(loaded.config, store.runs_root(runs_dir), folder)
-    deal = swept.deal(datasets, fuse=fuse == "on", workers=workers)
-    with swept.folder.hold():
+    root, name = store.runs_root(runs_dir), f"{loaded.config.name or 'run'}-sweep"
+    with _training(lambda: store.create(root, name)) as folder:
+        fused = fuse == "on"
+        swept = Sweep.create(loaded.config, folder, fuse=fused, workers=workers)
+        deal = swept.deal(datasets, fuse=fused, workers=workers)
         _run_sweep(swept, deal, datasets, human, as_json)
 
 
@@ -215,9 +227,12 @@ def resume(
             f"start another: mnist train --config {shlex.quote(str(folder.config_path))} "
             f"{shlex.join(changes)}",
         )
+    whole = store.RunDirectory(folder.path.resolve().parents[1])
+    if folder.path.resolve().parent.name == "trials" and whole.is_sweep:
+        raise UsageError(f"{folder.name} goes on with its sweep", f"go on with: {_resume(whole)}")
     human = human_console(as_json)
     note = console(stderr=True).print
-    with folder.hold():
+    with _training(lambda: folder):
         from mnist_cli import report
         from mnist_cli.run import Datasets, Run
         from mnist_cli.sweep import Sweep
@@ -277,15 +292,11 @@ def _run_sweep(
     labels = {
         run.folder.name: trial.settings for run, trial in zip(swept.runs, swept.trials, strict=True)
     }
-    display = Display(console(stderr=True), labels)
-    try:
-        with display.live(), closing(swept.run(executor, deal.parts, datasets)) as events:
-            for event in events:
-                display.show(event)
-    except (KeyboardInterrupt, SystemExit) as interruption:
-        done = sum(run.status == "finished" for run in swept.runs)
-        told = f"{done} of {len(swept.runs)} runs are finished, finished epochs of the others saved"
-        _end_interrupted(interruption, swept.folder, told)
+    display, failures = Display(console(stderr=True), labels), list[Exception]()
+    with display.live(), closing(swept.run(executor, deal.parts, datasets)) as events:
+        for event in events:
+            display.show(event)
+            failures += [event.error] if isinstance(event, executors.Failed) else []
     summary = swept.summary()
     for part in report.ranking(summary, swept.config.train.select):
         human.print(part)
@@ -296,7 +307,7 @@ def _run_sweep(
     if as_json:
         print_json(summary)
     _draw(swept.folder)
-    _exit_of_sweep(swept)
+    _exit_of_sweep(swept, failures)
 
 
 def _show_reference(
@@ -323,21 +334,57 @@ def _draw(folder: store.RunDirectory) -> None:
         print(f"warning: the pictures could not be drawn: {error}", file=sys.stderr)
 
 
-def _exit_of_sweep(swept: "Sweep") -> None:
+def _exit_of_sweep(swept: "Sweep", failures: Sequence[Exception]) -> None:
     failed = [run.folder.name for run in swept.runs if run.status == "failed"]
     if failed:
+        cause = failures[0] if failures else None  # which --debug shows
         raise SweepError(
             f"{len(failed)} of {len(swept.runs)} runs failed: {', '.join(failed)}",
-            "the meta.json of each says why",
-        )
+            f"the meta.json of each says why; go on with: {_resume(swept.folder)}",
+        ) from cause
     if swept.status == "diverged":
         raise RunError("every run diverged", "try lower learning rates: --lrs")
 
 
-def _end_interrupted(
-    interruption: BaseException, folder: store.RunDirectory, told: str
-) -> NoReturn:
-    print(f"interrupted: {told} in {folder.path}", file=sys.stderr)
-    print(f"hint: go on with: mnist resume {shlex.quote(str(folder.path))}", file=sys.stderr)
-    code = interruption.code if isinstance(interruption, SystemExit) else 130
-    raise SystemExit(code) from None
+def _resume(folder: store.RunDirectory) -> str:
+    """The command that goes on with a run."""
+    return f"mnist resume {shlex.quote(str(folder.path))}"
+
+
+@contextmanager
+def _training(begin: Callable[[], store.RunDirectory]) -> Iterator[store.RunDirectory]:
+    """Keeps a run to this process; if it is interrupted, it says so, and how to go on.
+
+    Args:
+        begin: makes or finds its folder.
+    """
+    folder = None
+    try:
+        with ExitStack() as held:
+            try:
+                with interrupts.held():
+                    folder = begin()
+                    held.enter_context(folder.hold())
+                yield folder
+            except (KeyboardInterrupt, Terminated):
+                if folder:
+                    with suppress(OSError):
+                        folder.interrupt()
+                raise
+    except (KeyboardInterrupt, Terminated) as interruption:
+        if not folder or folder.status() != "interrupted":  # it had ended, or had not begun
+            raise
+        if folder.is_sweep:
+            statuses = [str(trial.meta().get("status")) for trial in folder.trials()]
+            told = f"{statuses.count('finished')} of {len(statuses)} runs are finished, "
+            told += "finished epochs of the others saved"
+        else:
+            told = f"{folder.summary().get('epochs', 0)} finished epochs are saved"
+        print(f"interrupted: {told} in {folder.path}", file=sys.stderr)
+        print(f"hint: go on with: {_resume(folder)}", file=sys.stderr)
+        code = interruption.code if isinstance(interruption, Terminated) else 130
+        raise SystemExit(code) from None
+    except OSError as error:
+        if not folder or not folder.config_path.is_file():  # it had not begun
+            raise
+        raise _failure(folder, error) from error

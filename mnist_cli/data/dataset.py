@@ -12,7 +12,6 @@ from mnist_cli.data.catalog import DATASETS
 from mnist_cli.data.prepared import Arrays, prepare
 from mnist_cli.seeds import derive
 
-
 CONVERTED = 4096  # images at once: few enough to stay in the cache between two operations
 
 
