@@ -117,7 +117,8 @@ def plan(
         largest = room / (one.activations + 6 * one.parameters)
         if on_cpu:
             largest = min(largest, CACHED / max(1, one.activations))
-        least = min(len(stack), max(workers, -(-len(stack) // max(1, int(largest)))))
+        least = max(workers, -(-len(stack) // max(1, int(largest))))
+        least = min(len(stack), -(-least // workers) * workers)  # or some would wait for others
         pieces += [(piece, one) for piece in deal(stack, configs, least)]
     workers = min(workers, len(pieces))
     threads = cores() if workers == 1 else 1

@@ -336,7 +336,7 @@ def find(root: Path, name: str) -> RunDirectory:
         return RunDirectory(root / path)
     if _is_run(path):
         return RunDirectory(path)
-    if path.is_dir() and any((path / each).exists() for each in ("meta.json", "last.pt")):
+    if _is_run(path, "meta.json", "last.pt"):
         raise UsageError(
             f"{path} has no config.yaml: it ended before it began, or lost it",
             "start it again with mnist train or mnist sweep",
@@ -413,9 +413,10 @@ def _read_json(path: Path) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _is_run(path: Path) -> bool:
+def _is_run(path: Path, *names: str) -> bool:
+    """Whether a folder has the file that makes it a run, or one of others."""
     try:
-        return (path / "config.yaml").is_file() or (path / "sweep.yaml").is_file()
+        return any((path / name).is_file() for name in names or ("config.yaml", "sweep.yaml"))
     except (OSError, ValueError):  # a name that is too long, say, or a folder that is not ours
         return False
 

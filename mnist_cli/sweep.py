@@ -198,7 +198,8 @@ class Sweep:
             fuse = self._meta.get("fuse") is not False
             return self.deal(datasets, fuse=fuse, workers=self._meta.get("workers") or workers)
         count = min(len(parts), workers or int(self._meta.get("workers", 1)))
-        return Plan(parts, count if plans.can_fork() else 1)
+        forked = plans.can_fork() and all(part.threads == 1 for part in parts)
+        return Plan(parts, count if forked else 1)
 
     def deal(self, datasets: Datasets, *, fuse: bool = True, workers: int | None = None) -> Plan:
         """How the runs share the machine, which is kept in the folder: it decides their bits.

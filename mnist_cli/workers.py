@@ -18,6 +18,8 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkProcess
 from typing import Any
 
+import torch
+
 from mnist_cli import interrupts
 
 GRACE = 3.0  # seconds workers have to end when they are asked to
@@ -94,6 +96,7 @@ def _work(job: Callable[[Send], None], sending: Connection) -> None:
     code = 1
     try:
         interrupts.listen_as_worker()
+        torch.set_num_threads(1)  # its parent's are not here, and it would wait for them for ever
         threading.Thread(target=_end_with_parent, daemon=True).start()
         job(sending.send)
         code = 0

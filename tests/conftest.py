@@ -10,6 +10,10 @@ from typing import Any
 
 import pytest
 
+# Before torch is imported: threads that wait for each other spin, and several test processes, or a
+# busy machine, would make every small product a hundred times slower.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 from mnist_cli.cli import run_command
 
 

@@ -7,7 +7,6 @@ children do is what a fresh process does.
 
 import contextlib
 import errno
-import itertools
 import json
 import os
 import random
@@ -26,6 +25,7 @@ from pathlib import Path
 from typing import Any, Self
 
 ROOT = Path(__file__).parent.parent
+SHM = Path("/dev/shm")  # a filesystem in memory
 
 # A life of a tenth of a second: everything a run has, on next to no data.
 DATA = "data={name: synthetic, size: 140, batch_size: 32}"
@@ -363,9 +363,8 @@ def undisturbed(laboratory: Laboratory, start: Sequence[str], runs: Path) -> tup
 def directories(temporary: Path) -> Iterator[list[Path]]:
     """Runs directories on as many filesystems as there are: a folder for temporary files, shm."""
     there = [temporary]
-    shm = Path("/dev/shm")
-    if shm.is_dir() and os.access(shm, os.W_OK) and shm.stat().st_dev != temporary.stat().st_dev:
-        there.append(Path(tempfile.mkdtemp(prefix="mnist-", dir=shm)))
+    if SHM.is_dir() and os.access(SHM, os.W_OK) and SHM.stat().st_dev != temporary.stat().st_dev:
+        there.append(Path(tempfile.mkdtemp(prefix="mnist-", dir=SHM)))
     try:
         yield there
     finally:
@@ -390,19 +389,22 @@ def lives(count: int, place: Path, seed: int = 0) -> dict[str, list[Life]]:
         dice = random.Random(f"{seed} {number}")
         with Laboratory() as laboratory, directories(place) as there:
             cases = [
-                (f"{start[0]} in {path.parts[1]}", start, path / f"runs-{number}")
+                (f"{start[0]} in {_filesystem(path)}", start, path / f"runs-{number}")
                 for start in (TRAIN, SWEEP)
                 for path in there
             ]
             known = {name: undisturbed(laboratory, s, runs) for name, s, runs in cases}
             # Not the time: on a busy machine both would do as much.
             done, share = 0, -(-count // 2)
-            for name, start, runs in itertools.cycle(cases):
+            counts = dict.fromkeys(known, 0)
+            while done < share:
+                name, start, runs = min(cases, key=lambda case: counts[case[0]])
                 whole, ended = known[name]
                 life = live(laboratory, start, runs, whole, dice, ended.seconds)
                 made.setdefault(name, []).append(life)
-                done += life.kills + life.workers
-                if life.lost or done >= share:
+                counts[name] += life.kills + life.workers
+                done = sum(counts.values())
+                if life.lost:
                     return
 
     _side_by_side(work)
@@ -470,6 +472,9 @@ def endure(
     """
     ended = laboratory.run(*start, "--runs-dir", str(runs), **what)
     wrong = _after_failing(runs, ended)
+    folder = found(runs)
+    if ended.code == 0 and (not folder or contents(folder) != whole):
+        wrong.append("it said that all is well")
     after = laboratory.run(*again(runs, start))
     folder = found(runs)
     left = contents(folder) if folder else {}
@@ -504,6 +509,10 @@ def _after_failing(runs: Path, ended: Outcome) -> list[str]:
     if ended.code in (1, 3) and found(runs) and "mnist resume" not in hints[0]:
         wrong.append(f"not how it goes on: {hints[0]}")
     return wrong
+
+
+def _filesystem(path: Path) -> str:
+    return str(SHM) if path.is_relative_to(SHM) else tempfile.gettempdir()
 
 
 def _side_by_side(work: Callable[[int], None]) -> None:

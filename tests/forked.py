@@ -20,6 +20,9 @@ from tests.conftest import Ended
 PATIENCE = 60.0  # seconds after which a test gives up: far more than anything here takes
 
 
+_started: list["Command"] = []
+
+
 class Command:
     """A command line that runs beside the test, the leader of a process group.
 
@@ -44,6 +47,7 @@ class Command:
             self._become(argv, before)
         with contextlib.suppress(OSError):  # whoever comes first, so that it is one from here on
             os.setpgid(self.pid, self.pid)
+        _started.append(self)
 
     def _become(self, argv: tuple[str, ...], before: Callable[[], object]) -> None:
         code = 99
@@ -96,6 +100,16 @@ class Command:
         os.kill(self.pid, signal.SIGKILL)
         os.waitpid(self.pid, 0)
         self._code = -signal.SIGKILL
+
+
+def end_all() -> None:
+    """Ends whatever a test has left running, so that none runs on beside the next."""
+    while _started:
+        command = _started.pop()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(command.pid, signal.SIGKILL)
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(command.pid, 0)
 
 
 def until(condition: Callable[[], Any], seconds: float = PATIENCE, why: str = "in vain") -> None:

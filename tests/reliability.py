@@ -58,8 +58,8 @@ def _killed(found: dict[str, list[Life]], lost: list[str]) -> list[Row]:
         wrong = [f"{name}: {life.lost}" for life in those if life.lost]
         lost += wrong
         kills, workers = sum(life.kills for life in those), sum(life.workers for life in those)
-        what = f"`mnist {command}` killed (SIGKILL) and resumed, runs on /{place}"
-        many = f"{kills} kills" + f", {workers} of a worker" * bool(workers)
+        what = f"`mnist {command}` killed (SIGKILL) and resumed, runs on {place}"
+        many = f"{kills + workers} kills" + f" ({workers} of a worker)" * bool(workers)
         rows.append((what, f"{many}, in {len(those)} runs", str(len(wrong))))
     return rows
 

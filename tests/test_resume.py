@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from mnist_cli import checkpoint, plots, store
+from mnist_cli import checkpoint, executors, plots, store
 from mnist_cli.config import Config
 from mnist_cli.config.schema import variants
 from mnist_cli.errors import UsageError
@@ -418,6 +418,40 @@ def test_a_sweep_that_could_not_be_written_goes_on(
     assert "mlp-sweep-0002 is finished: 4 runs" in ended.err
     assert len(ended.json["trials"]) == 4
     assert contents(place) == whole
+
+
+def test_a_run_whose_end_could_not_be_written_has_failed(
+    mnist: Mnist, runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sweep does not say that all is well; the others say how they ended."""
+    whole = RunDirectory.write_summary
+
+    def full(self: RunDirectory, summary: Any) -> None:
+        if self.path.name == "000":
+            raise OSError(28, "No space left on device", "summary.json")
+        whole(self, summary)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(RunDirectory, "write_summary", full)
+        ended = mnist("sweep", *SMALL, "--lrs", "1e-2,1e-3")
+    assert ended.code == 3
+    place = RunDirectory(runs / "mlp-sweep-0001")
+    assert [trial["status"] for trial in place.summary()["trials"]] == ["failed", "finished"]
+    assert place.trial(1).meta()["status"] == "finished"
+    assert mnist("resume", str(place.path)).code == 0
+    assert [trial["status"] for trial in place.summary()["trials"]] == ["finished"] * 2
+
+
+def test_what_a_worker_had_written_counts_when_it_dies_before_it_could_tell(tmp_path: Path) -> None:
+    made = history(tmp_path, STACK)
+    behind = [
+        Run(each, RunDirectory(path), status="running")
+        for each, path in zip(STACK, folders(made.cuts[-1]), strict=True)
+    ]
+    executors._end(behind, "failed", "its process was killed")
+    for run in behind:
+        assert run.summary() == run.folder.summary()
+    assert [contents(path) for path in folders(made.cuts[-1])] == made.ends
 
 
 def test_more_epochs_of_a_sweep(mnist: Mnist, runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:

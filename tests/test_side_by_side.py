@@ -6,6 +6,7 @@ import platform
 import signal
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from mnist_cli import checkpoint as checkpoints
 from mnist_cli import plots, store, train
 from mnist_cli.store import RunDirectory
 from tests.conftest import Ended, Mnist
-from tests.forked import Command, alive, calls, children, until
+from tests.forked import Command, alive, calls, children, end_all, until
 
 SMALL = ("data={name: synthetic, size: 140, batch_size: 32}",)
 TRAIN = ("train", *SMALL, "--epochs", "3")
@@ -25,8 +26,11 @@ AT_ONCE = 2.0  # seconds a refusal may take: it waits half a second for whoever 
 
 
 @pytest.fixture(autouse=True)
-def _no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+def _alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No pictures, which take longer than everything else; and nobody stays behind."""
     monkeypatch.setattr(plots, "draw", lambda _: [])
+    yield
+    end_all()
 
 
 def status(folder: Path) -> str:
