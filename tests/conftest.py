@@ -14,7 +14,10 @@ import pytest
 # busy machine, would make every small product a hundred times slower.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from mnist_cli.cli import run_command
+# Whoever starts the tests in the background may have had Ctrl-C ignored, which processes inherit.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
+from mnist_cli.cli import run_command  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
