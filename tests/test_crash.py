@@ -55,9 +55,8 @@ def test_whatever_moment_it_is_killed_at_a_command_comes_to_the_same_bits(tmp_pa
     assert [life.lost for each in made.values() for life in each if life.lost] == []
     assert {name.split()[0] for name in made} == {"train", "sweep"}
     assert sum(life.kills + life.workers for each in made.values() for life in each) >= 100
-    assert sum(life.workers for each in made.values() for life in each) >= 5
-    # Some died before there was anything, some on their way, and none needed no second attempt.
-    assert {-9, 0, 3} <= {code for each in made.values() for life in each for code in life.codes}
+    # What was hit is a matter of chance, and of the machine; workers have a test of their own.
+    assert {-9, 0} <= {code for each in made.values() for life in each for code in life.codes}
 
 
 def test_a_killed_worker_costs_its_own_runs_and_the_sweep_goes_on(
