@@ -19,10 +19,10 @@ from typing import Any
 import torch
 
 from mnist_cli import config as configs
-from mnist_cli.config import Config
+from mnist_cli.config import Config, with_settings
 from mnist_cli.errors import RunError, UsageError
 from mnist_cli.plan import Plan, can_fork, cores, plan
-from mnist_cli.run import computing
+from mnist_cli.run import computing, threaded
 from mnist_cli.steps import Engine, Limit, Material, Subject, Tutorial
 from mnist_cli.workers import Died, Send, in_processes
 
@@ -227,26 +227,15 @@ def _setting(part: Part) -> Iterator[None]:
         with computing(part.threads, part.precision):
             yield
     else:
-        with _threads(part.threads):
+        with threaded(part.threads):
             yield
-
-
-@contextmanager
-def _threads(number: int) -> Iterator[int]:
-    """Has torch compute with so many threads; gives how many it had."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(number)
-    try:
-        yield before
-    finally:
-        torch.set_num_threads(before)
 
 
 @contextmanager
 def _opened(device: torch.device, window: float, images: int) -> Iterator[Bench]:
     # A process that has computed with several threads cannot be forked: its children would wait for
     # threads that they do not have.
-    with _threads(1) as threads:
+    with threaded(1) as threads:
         torch.optim.SGD([torch.zeros(1)])  # imports, once and for all, what the first one does
         fork = device.type == "cpu" and can_fork()
         yield Bench(Material.generate(images, device), window, fork, threads)
@@ -316,7 +305,7 @@ def bench(
         found = machine(device, opened.threads)
         for work in works:
             config = configs.load(work.preset, work.overrides).config
-            config = _with(config, "optimizer", lr=RATE)
+            config = with_settings(config, {"optimizer.lr": RATE})
             called = f"{work.name}: tutorial"
             measures[called] = opened.tutorial(config, image_by_image=work.image_by_image)
             variants: list[dict[str, Any]] = [
@@ -331,7 +320,8 @@ def bench(
             ]
             wanted = [(1, "fp32"), *((1, other) for other in work.precisions)]
             for runs, precision in [*wanted, *((runs, "fp32") for runs in work.stacks)]:
-                replicas, deal = _dealt(_with(config, "train", precision=precision), runs, opened)
+                of_precision = with_settings(config, {"train.precision": precision})
+                replicas, deal = _dealt(of_precision, runs, opened)
                 name = _named(runs) + f" {precision}" * (precision != "fp32")
                 measures[f"{work.name}: {name}"] = opened.engine(replicas, deal)
                 measures[f"{work.name}: limit of {name}"] = opened.limit(replicas, deal)
@@ -450,18 +440,14 @@ def _cpu() -> str:
     return next(named, platform.processor() or platform.machine())
 
 
-def _with(config: Config, section: str, **settings: Any) -> Config:
-    changed = getattr(config, section).model_copy(update=settings)
-    return config.model_copy(update={section: changed})
-
-
 def _named(runs: int) -> str:
     return "alone" if runs == 1 else f"stack of {runs}"
 
 
 def _dealt(config: Config, runs: int, opened: Bench) -> tuple[list[Config], Plan]:
     """Runs with a learning rate each and one seed, and how a sweep of them would be dealt out."""
-    replicas = [_with(config, "optimizer", lr=RATE * (1 + run / runs)) for run in range(runs)]
+    rates = [RATE * (1 + run / runs) for run in range(runs)]
+    replicas = [with_settings(config, {"optimizer.lr": rate}) for rate in rates]
     return replicas, plan([range(runs)], replicas, [opened.material.data])
 
 

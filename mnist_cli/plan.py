@@ -105,7 +105,7 @@ def plan(
         workers = 1
     elif workers is None:
         work = sum(
-            one.multiply_adds * len(stack) * _steps(configs[stack[0]], dataset)
+            one.multiply_adds * len(stack) * configs[stack[0]].steps(len(dataset.train))
             for one, stack, dataset in zip(costs, stacks, data, strict=True)
         )
         large = any(one.multiply_adds >= THREADS_PAY for one in costs)
@@ -155,12 +155,6 @@ def _step_cost(config: Config, data: Dataset) -> Cost:
         return cost(model, data.shape, min(config.data.batch_size, len(data.train)))
     except Exception:  # noqa: BLE001 - it will fail again where its runs are told of it
         return Cost(1, 0, 1)
-
-
-def _steps(config: Config, data: Dataset) -> int:
-    return config.train.steps or (config.train.epochs or 0) * -(
-        -len(data.train) // config.data.batch_size
-    )
 
 
 def _free_memory(device: torch.device) -> int:

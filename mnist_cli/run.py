@@ -336,20 +336,30 @@ def prepare(configs: Sequence[Config], data: Dataset) -> Training:
         [math.inf if limit is None else limit for limit in limits],
         dtype=PRECISIONS[config.train.precision].weights,
     )
-    steps_per_epoch = math.ceil(len(data.train) / config.data.batch_size)
     return Training(
         stack=stack,
         optimizer=Optimizer([(c.optimizer, c.scheduler) for c in configs], stack.parameters),
         data=data,
         loss=LOSSES[config.loss.name],
         seeds=seeds,
-        steps=config.train.steps or (config.train.epochs or 0) * steps_per_epoch,
+        steps=config.steps(len(data.train)),
         batch_size=config.data.batch_size,
         shuffle=config.data.shuffle,
         reduction=config.loss.reduction,
         clip=clip.to(stack.device) if any(limits) else None,
         compile=config.train.compile,
     )
+
+
+@contextmanager
+def threaded(number: int) -> Iterator[int]:
+    """Has torch compute with so many CPU threads for a while; gives how many it had."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield before
+    finally:
+        torch.set_num_threads(before)
 
 
 @contextmanager
@@ -360,20 +370,18 @@ def computing(threads: int, precision: str) -> Iterator[None]:
         threads: CPU threads.
         precision: as in `train.precision`.
     """
-    before = torch.get_num_threads()
     cuda = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    torch.set_num_threads(threads)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
     # What an optimizer remembers of a weight that no longer learns fades to numbers below 1e-38,
     # with which a CPU computes up to a hundred times slower, and stays there.
     torch.set_flush_denormal(True)
     _keep_memory()
     try:
-        yield
+        with threaded(threads):
+            yield
     finally:
         torch.set_flush_denormal(False)
         torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = cuda
-        torch.set_num_threads(before)
 
 
 @functools.cache

@@ -68,6 +68,18 @@ def mnist(capsys: pytest.CaptureFixture[str]) -> Mnist:
     return call
 
 
+@pytest.fixture
+def forked_alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """For commands in forked processes: no pictures, which take longer than everything else; and
+    nobody stays behind."""
+    from mnist_cli import plots
+    from tests.forked import end_all
+
+    monkeypatch.setattr(plots, "draw", lambda _: [])
+    yield
+    end_all()
+
+
 @pytest.fixture(scope="session")
 def real_mnist(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Real MNIST, fetched once through the product into the user's own data directory.

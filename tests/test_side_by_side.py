@@ -6,17 +6,16 @@ import platform
 import signal
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from mnist_cli import checkpoint as checkpoints
-from mnist_cli import plots, store, train
+from mnist_cli import store, train
 from mnist_cli.store import RunDirectory
 from tests.conftest import Ended, Mnist
-from tests.forked import Command, alive, calls, children, end_all, until
+from tests.forked import Command, alive, calls, children, until
 
 SMALL = ("data={name: synthetic, size: 140, batch_size: 32}",)
 TRAIN = ("train", *SMALL, "--epochs", "3")
@@ -25,12 +24,7 @@ WORKERS = ("--lrs", "1e-2,1e-3", "--fuse", "off", "--workers", "2")
 AT_ONCE = 2.0  # seconds a refusal may take: it waits half a second for whoever only looks
 
 
-@pytest.fixture(autouse=True)
-def _alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """No pictures, which take longer than everything else; and nobody stays behind."""
-    monkeypatch.setattr(plots, "draw", lambda _: [])
-    yield
-    end_all()
+pytestmark = pytest.mark.usefixtures("forked_alone")
 
 
 def status(folder: Path) -> str:

@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from mnist_cli.data import dataset, prepared, sources
 from mnist_cli.data.catalog import DATASETS, FIELDS
 from mnist_cli.store import RunDirectory
 from tests.conftest import Mnist
-from tests.forked import Command, alive, calls, end_all, until
+from tests.forked import Command, alive, calls, until
 
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
 GIVES_UP = 5.0  # seconds after the signal within which a command has ended
@@ -34,12 +34,7 @@ WORKERS = ("sweep", *SMALL, *LRS, "--fuse", "off", "--workers", "2")
 both = pytest.mark.parametrize("number", CODES, ids=["SIGINT", "SIGTERM"])
 
 
-@pytest.fixture(autouse=True)
-def _alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """No pictures, which take longer than everything else; and nobody stays behind."""
-    monkeypatch.setattr(plots, "draw", lambda _: [])
-    yield
-    end_all()
+pytestmark = pytest.mark.usefixtures("forked_alone")
 
 
 def strike(number: int) -> None:

@@ -415,6 +415,11 @@ class Config(Section):
         """The config as plain values, defaults filled in: itself a config that means the same."""
         return self.model_dump(mode="json", exclude_none=True)
 
+    def steps(self, images: int) -> int:
+        """How many steps its training has, given how many images there are to train on."""
+        per_epoch = -(-images // self.data.batch_size)
+        return self.train.steps or (self.train.epochs or 0) * per_epoch
+
     def settings(self) -> Iterator[tuple[str, Any]]:
         """Every setting of the experiment as (dotted key, value), in the order of the schema."""
         for section, values in self.resolved().items():
