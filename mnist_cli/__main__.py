@@ -3,7 +3,7 @@
 import sys
 from typing import NoReturn
 
-from mnist_cli import interrupts
+from mnist_cli.runs import interrupts
 
 
 def main() -> NoReturn:

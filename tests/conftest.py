@@ -72,8 +72,8 @@ def mnist(capsys: pytest.CaptureFixture[str]) -> Mnist:
 def forked_alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """For commands in forked processes: no pictures, which take longer than everything else; and
     nobody stays behind."""
-    from mnist_cli import plots
-    from tests.forked import end_all
+    from mnist_cli.report import plots
+    from tests.reliability.forked import end_all
 
     monkeypatch.setattr(plots, "draw", lambda _: [])
     yield

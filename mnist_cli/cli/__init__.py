@@ -11,10 +11,11 @@ from typing import Annotated
 
 import typer
 
-from mnist_cli import __version__, interrupts
+from mnist_cli import __version__
 from mnist_cli.cli import bench, checkpoints, configs, data, runs, training
 from mnist_cli.cli.screen import say_error
 from mnist_cli.errors import MnistError, UsageError, in_words, remedy
+from mnist_cli.runs import interrupts
 
 app = typer.Typer(
     no_args_is_help=True,

@@ -51,8 +51,8 @@ def bench(
     if plot and (plot.is_dir() or not plot.absolute().parent.is_dir()):
         raise UsageError(f"--plot: {plot} cannot be written", "give a file in a folder that exists")
 
-    from mnist_cli import bench as benches
-    from mnist_cli.run import resolve_device
+    from mnist_cli.runs.run import resolve_device
+    from mnist_cli.sweeps import bench as benches
 
     works = benches.chosen(only)
     where = resolve_device(device)
@@ -70,7 +70,7 @@ def bench(
     (_tell_grid if grid else _tell_works)(human, found)
     _tell_machine(human, found["machine"])
     if plot:
-        from mnist_cli import plots
+        from mnist_cli.report import plots
 
         plots.costs(plot, found)
         human.print(f"drawn: {plot}")
@@ -103,10 +103,10 @@ def _progress(where: Console) -> Iterator[Callable[[int, int, str], None]]:
 
 
 def _tell_works(human: Console, found: Mapping[str, Any]) -> None:
-    from mnist_cli import report
+    from mnist_cli.report import tables
 
     for work in found["works"]:
-        made = report.table(
+        made = tables.table(
             "variant",
             "processes x threads",
             ">µs per step",
@@ -126,7 +126,7 @@ def _tell_works(human: Console, found: Mapping[str, Any]) -> None:
                 f"{_number(run['low'])} to {_number(run['high'])}",
                 f"{variant['speedup']:.1f}",
                 _number(limit["median"]) if limit else "-",
-                report.percent(variant["limit_share"], 0),
+                tables.percent(variant["limit_share"], 0),
             )
         human.print(
             f"{work['experiment']} {work['name']}: {work['about']}, batch {work['batch_size']}, "
@@ -136,9 +136,9 @@ def _tell_works(human: Console, found: Mapping[str, Any]) -> None:
 
 
 def _tell_grid(human: Console, found: Mapping[str, Any]) -> None:
-    from mnist_cli import report
+    from mnist_cli.report import tables
 
-    made = report.table(
+    made = tables.table(
         "model",
         ">batch",
         ">runs",
@@ -166,12 +166,12 @@ def _tell_grid(human: Console, found: Mapping[str, Any]) -> None:
 
 
 def _tell_machine(human: Console, machine: Mapping[str, Any]) -> None:
-    from mnist_cli import report
+    from mnist_cli.report import tables
 
     human.print(
-        f"measured on {machine['cpu']}, {report.counted(machine['cores'], 'core')}, "
+        f"measured on {machine['cpu']}, {tables.counted(machine['cores'], 'core')}, "
         f"device {machine['device']}, torch {machine['torch']} "
-        f"({report.counted(machine['threads'], 'thread')} by default), Python {machine['python']}"
+        f"({tables.counted(machine['threads'], 'thread')} by default), Python {machine['python']}"
     )
     if (machine["load"] or 0) > BUSY:
         human.print(

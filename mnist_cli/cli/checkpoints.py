@@ -8,7 +8,6 @@ import typer
 from rich.console import Console
 
 from mnist_cli import config as configs
-from mnist_cli import store
 from mnist_cli.cli.options import (
     CheckpointOption,
     ConfigOption,
@@ -29,9 +28,10 @@ from mnist_cli.cli.screen import (
 )
 from mnist_cli.config import Config, Flag
 from mnist_cli.errors import CheckpointError, UsageError
+from mnist_cli.runs import store
 
 if TYPE_CHECKING:
-    from mnist_cli import pictures
+    from mnist_cli.data import pictures
 
 
 def evaluate(
@@ -49,17 +49,17 @@ def evaluate(
     human = human_console(as_json)
     path = _find_checkpoint(checkpoint, store.runs_root(runs_dir), human)
 
-    from mnist_cli import checkpoint as checkpoints
-    from mnist_cli import report
-    from mnist_cli.measure import measure
-    from mnist_cli.run import Datasets
+    from mnist_cli.report import tables
+    from mnist_cli.runs import checkpoint as checkpoints
+    from mnist_cli.runs.evaluate import measure
+    from mnist_cli.runs.run import Datasets
 
     state = checkpoints.load(path)
     settings = _checkpoint_config(state.config, path, overrides or (), given(device=device))
     loss, accuracy, count = measure(state, settings, split, Datasets(console(stderr=True).print))
     data = settings.data
     human.print(
-        f"{split} accuracy {report.percent(accuracy)}, loss {report.loss(loss)} "
+        f"{split} accuracy {tables.percent(accuracy)}, loss {tables.loss(loss)} "
         f"({count:,} images, {data.name} {data.split} split)"
     )
     if as_json:
@@ -92,10 +92,10 @@ def predict(
 
     import numpy as np
 
-    from mnist_cli import checkpoint as checkpoints
-    from mnist_cli import report
     from mnist_cli.data.dataset import form
-    from mnist_cli.measure import predict
+    from mnist_cli.report import tables
+    from mnist_cli.runs import checkpoint as checkpoints
+    from mnist_cli.runs.evaluate import predict
 
     state = checkpoints.load(path)
     settings = _checkpoint_config(state.config, path, (), given(device=device))
@@ -110,7 +110,7 @@ def predict(
             rows.append({"image": str(image), "error": pixels.message})
             continue
         probabilities = next(found)
-        human.print(report.prediction(str(image), probabilities))
+        human.print(tables.prediction(str(image), probabilities))
         top = max(probabilities, key=probabilities.__getitem__)
         rows.append(
             {
@@ -148,7 +148,7 @@ def import_weights(
     human = human_console(as_json)
     tell_origin(loaded)
 
-    from mnist_cli import foreign
+    from mnist_cli.runs import import_weights as foreign
 
     found = foreign.read(weights)
     folder, rounded = foreign.adopt(found, loaded.config, store.runs_root(runs_dir))
@@ -208,7 +208,7 @@ def _checkpoint_config(
 
 def _prepared(image: Path, data: str, shape: tuple[int, int, int]) -> "pictures.Bytes | UsageError":
     """A picture as an image of a data set, or why it cannot be one."""
-    from mnist_cli import pictures
+    from mnist_cli.data import pictures
 
     try:
         return pictures.prepare(image, data, shape)

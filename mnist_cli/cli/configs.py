@@ -6,9 +6,9 @@ from typing import Annotated
 import typer
 
 from mnist_cli import config as configs
-from mnist_cli import files
 from mnist_cli.cli.options import ConfigOption, Json, Overrides
 from mnist_cli.cli.screen import console, print_json, say_error
+from mnist_cli.data import durable
 from mnist_cli.errors import MnistError, UsageError
 
 app = typer.Typer(
@@ -19,7 +19,7 @@ app = typer.Typer(
 @app.command("list")
 def config_list(as_json: Json = False) -> None:
     """The configs that come with mnist."""
-    from mnist_cli import report
+    from mnist_cli.report import tables
 
     presets = configs.presets()
     if as_json:
@@ -28,7 +28,7 @@ def config_list(as_json: Json = False) -> None:
         ]
         print_json(rows)
         return
-    listing = report.table("name", "what it is")
+    listing = tables.table("name", "what it is")
     for preset in presets:
         listing.add_row(preset.name, preset.description)
     console().print(listing)
@@ -77,7 +77,7 @@ def config_copy(
     if path.is_dir():
         path /= preset.path.name
     try:
-        files.create(path, preset.path.read_bytes())  # never over a file that is there
+        durable.create(path, preset.path.read_bytes())  # never over a file that is there
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror}", "give another place to copy to") from error
     print(f"{path}: a copy of {preset.name}; train it with: mnist train --config {path}")

@@ -20,9 +20,9 @@ DataName = Annotated[str, typer.Argument(metavar="NAME", help="A data set: `mnis
 @app.command("list")
 def data_list(as_json: Json = False) -> None:
     """The data sets, and which of them are ready."""
-    from mnist_cli import report
     from mnist_cli.data.catalog import DATASETS
     from mnist_cli.data.prepared import data_dir, find
+    from mnist_cli.report import tables
 
     rows: list[dict[str, Any]] = [
         {
@@ -37,7 +37,7 @@ def data_list(as_json: Json = False) -> None:
     if as_json:
         print_json(rows)
         return
-    listing = report.table("name", "what it is", ">train", ">test", "ready")
+    listing = tables.table("name", "what it is", ">train", ">test", "ready")
     for row in rows:
         counts = (f"{row['train']:,}", f"{row['test']:,}")
         listing.add_row(row["name"], row["title"], *counts, row["path"] or "not fetched")
@@ -94,9 +94,9 @@ def data_show(
     """Draw the first images of a split in a row, each with its label."""
     settings = configs.load(config, overrides or ()).config
 
-    from mnist_cli import plots, report
     from mnist_cli.data.prepared import data_dir
-    from mnist_cli.run import Datasets
+    from mnist_cli.report import plots, tables
+    from mnist_cli.runs.run import Datasets
 
     data = Datasets(console(stderr=True).print).get(settings)
     images = data.split(split)
@@ -109,7 +109,7 @@ def data_show(
     plots.image_row(path, title, pixels, labels)
     terminal = console()
     if terminal.is_terminal and not terminal.no_color:
-        terminal.print(report.image_row(pixels, labels, terminal.width))
+        terminal.print(tables.image_row(pixels, labels, terminal.width))
     print(f"{title}: {' '.join(labels)}")
     print(path)
 

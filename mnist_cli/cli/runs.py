@@ -6,9 +6,9 @@ from typing import Annotated
 import typer
 
 from mnist_cli import config as configs
-from mnist_cli import store
 from mnist_cli.cli.options import Json, RunsDir, SplitName
 from mnist_cli.cli.screen import console, print_json
+from mnist_cli.runs import store
 
 app = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help="Look at the runs there are.")
 
@@ -16,7 +16,7 @@ app = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help="Look at the
 @app.command("list")
 def runs_list(runs_dir: RunsDir = None, as_json: Json = False) -> None:
     """Every run and sweep in the runs directory, newest last."""
-    from mnist_cli import report
+    from mnist_cli.report import tables
 
     root = store.runs_root(runs_dir)
     # The status first: a run that has ended by then has told everything.
@@ -28,7 +28,7 @@ def runs_list(runs_dir: RunsDir = None, as_json: Json = False) -> None:
         ]
         print_json(rows)
     elif found:
-        console().print(report.runs_table(found))
+        console().print(tables.runs_table(found))
     else:
         console().print(f"no runs in {root} yet; `mnist train` makes one")
 
@@ -40,7 +40,7 @@ def runs_show(
     as_json: Json = False,
 ) -> None:
     """One run or sweep: what it was asked, where it ran, and what was measured."""
-    from mnist_cli import report
+    from mnist_cli.report import tables
 
     folder = store.find(store.runs_root(runs_dir), run)
     if as_json:
@@ -48,7 +48,7 @@ def runs_show(
         print_json({"meta": folder.meta(), "summary": folder.summary(), "metrics": metrics})
         return
     status = folder.status()
-    for part in report.run_page(folder, status):
+    for part in tables.run_page(folder, status):
         console().print(part)
     if status in ("dead", "interrupted"):
         owner = folder.owner
@@ -67,10 +67,10 @@ def plot(
     """Draw all pictures of a run or sweep anew: curves, and its best checkpoint's mistakes."""
     folder = store.find(store.runs_root(runs_dir), run)
 
-    from mnist_cli import checkpoint as checkpoints
-    from mnist_cli import plots
-    from mnist_cli.measure import classify
-    from mnist_cli.run import Datasets
+    from mnist_cli.report import plots
+    from mnist_cli.runs import checkpoint as checkpoints
+    from mnist_cli.runs.evaluate import classify
+    from mnist_cli.runs.run import Datasets
 
     drawn = plots.draw(folder)
     if folder.best.exists():

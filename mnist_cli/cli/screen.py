@@ -12,9 +12,9 @@ from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
 
-from mnist_cli import store
 from mnist_cli.config import ConfigError, Loaded
 from mnist_cli.errors import MnistError, UsageError
+from mnist_cli.runs import store
 
 
 class _Console(Console):

@@ -10,7 +10,6 @@ import typer
 from rich.console import Console
 
 from mnist_cli import config as configs
-from mnist_cli import interrupts, store
 from mnist_cli.cli.options import (
     BatchSize,
     ConfigOption,
@@ -37,12 +36,13 @@ from mnist_cli.errors import (
     in_words,
     remedy,
 )
-from mnist_cli.interrupts import Terminated
+from mnist_cli.runs import interrupts, store
+from mnist_cli.runs.interrupts import Terminated
 
 if TYPE_CHECKING:
-    from mnist_cli.plan import Plan
-    from mnist_cli.run import Datasets, Run
-    from mnist_cli.sweep import Sweep
+    from mnist_cli.runs.run import Datasets, Run
+    from mnist_cli.sweeps.plan import Plan
+    from mnist_cli.sweeps.sweep import Sweep
 
 
 def train(
@@ -70,10 +70,10 @@ def train(
     tell_origin(loaded)
     _tell_split(loaded.config)
 
-    from mnist_cli import report
-    from mnist_cli.plan import plan
-    from mnist_cli.run import Datasets, Run
-    from mnist_cli.sweep import Sweep, expand
+    from mnist_cli.report import tables
+    from mnist_cli.runs.run import Datasets, Run
+    from mnist_cli.sweeps.plan import plan
+    from mnist_cli.sweeps.sweep import Sweep, expand
 
     datasets = Datasets(console(stderr=True).print)
     datasets.get(chosen)  # first of all: a run without its data or device leaves no folder
@@ -88,16 +88,16 @@ def train(
         return
     with _training(lambda: store.create(root, name)) as folder:
         run = Run.create(chosen, folder)
-        human.print(f"{folder.name}: {report.experiment(chosen)}")
+        human.print(f"{folder.name}: {tables.experiment(chosen)}")
         threads = plan([[0]], [chosen], [datasets.get(chosen)]).parts[0].threads
         _run_one(run, threads, datasets, human, as_json)
 
 
 def _run_one(run: "Run", threads: int, datasets: "Datasets", human: Console, as_json: bool) -> None:
     """Trains a run and tells what came of it, whatever came of it."""
-    from mnist_cli import report
-    from mnist_cli.display import Display
-    from mnist_cli.executors import Failed, InProcess, Part
+    from mnist_cli.report import tables
+    from mnist_cli.report.live import Display
+    from mnist_cli.sweeps.executors import Failed, InProcess, Part
 
     display = Display(console(stderr=True), {})
     with display.live(), closing(InProcess(datasets).run([Part([run], threads)])) as events:
@@ -108,9 +108,9 @@ def _run_one(run: "Run", threads: int, datasets: "Datasets", human: Console, as_
     _show_reference(human, run.config, [run])
     if run.best:
         human.print(
-            f"best: epoch {run.best['epoch']}, val acc {report.percent(run.best['val/acc'])}, "
-            f"val loss {report.loss(run.best['val/loss'])}, "
-            f"{report.duration(run.seconds)} in all"
+            f"best: epoch {run.best['epoch']}, val acc {tables.percent(run.best['val/acc'])}, "
+            f"val loss {tables.loss(run.best['val/loss'])}, "
+            f"{tables.duration(run.seconds)} in all"
         )
         tell_checkpoint(human, run.folder.best)
     if as_json:
@@ -172,18 +172,18 @@ def sweep(
     tell_origin(loaded)
     _tell_split(loaded.config)
 
-    from mnist_cli import report
-    from mnist_cli.run import Datasets, resolve_device
-    from mnist_cli.sweep import Sweep, expand, group, separators
+    from mnist_cli.report import tables
+    from mnist_cli.runs.run import Datasets, resolve_device
+    from mnist_cli.sweeps.sweep import Sweep, expand, group, separators
 
     trials = expand(loaded.config)
     if dry_run:
         stacks = group(trials)
         why = separators(stacks)
-        told = f"{report.counted(len(trials), 'run')} in {report.counted(len(stacks), 'stack')}"
+        told = f"{tables.counted(len(trials), 'run')} in {tables.counted(len(stacks), 'stack')}"
         human.print(told + (f"; one stack has one {', one '.join(why)}" if why else ""))
         stack_of = {trial.index: n for n, stack in enumerate(stacks, 1) for trial in stack}
-        human.print(report.plan_table(trials, stack_of))
+        human.print(tables.plan_table(trials, stack_of))
         if as_json:
             rows = [{"stack": stack_of[trial.index], **trial.settings} for trial in trials]
             print_json({"runs": rows, "separated_by": why})
@@ -233,9 +233,9 @@ def resume(
     human = human_console(as_json)
     note = console(stderr=True).print
     with _training(lambda: folder):
-        from mnist_cli import report
-        from mnist_cli.run import Datasets, Run
-        from mnist_cli.sweep import Sweep
+        from mnist_cli.report import tables
+        from mnist_cli.runs.run import Datasets, Run
+        from mnist_cli.sweeps.sweep import Sweep
 
         datasets = Datasets(note)
         if folder.is_sweep:
@@ -254,10 +254,10 @@ def resume(
                 print_json(one.summary())
             return
         done = f" from epoch {len(one.records) + 1}" if one.records else ""
-        human.print(f"{folder.name} goes on{done}: {report.experiment(one.config)}")
+        human.print(f"{folder.name} goes on{done}: {tables.experiment(one.config)}")
         threads = one.meta.get("threads")
         if not isinstance(threads, int):
-            from mnist_cli.plan import plan
+            from mnist_cli.sweeps.plan import plan
 
             threads = plan([[0]], [one.config], [datasets.get(one.config)]).parts[0].threads
         _run_one(one, threads, datasets, human, as_json)
@@ -275,14 +275,15 @@ def _run_sweep(
     swept: "Sweep", deal: "Plan", datasets: "Datasets", human: Console, as_json: bool
 ) -> None:
     """Trains a sweep and tells what came of it, whatever came of it."""
-    from mnist_cli import executors, report
-    from mnist_cli.display import Display
+    from mnist_cli.report import tables
+    from mnist_cli.report.live import Display
+    from mnist_cli.sweeps import executors
 
     processes = f" in {deal.workers} processes" if deal.workers > 1 else ""
     human.print(
-        f"{swept.folder.name}: {report.counted(len(swept.runs), 'run')} in "
-        f"{report.counted(len(deal.parts), 'stack')}{processes}: "
-        f"{report.experiment(swept.config)}"
+        f"{swept.folder.name}: {tables.counted(len(swept.runs), 'run')} in "
+        f"{tables.counted(len(deal.parts), 'stack')}{processes}: "
+        f"{tables.experiment(swept.config)}"
     )
     executor: executors.Executor = (
         executors.Workers(datasets, deal.workers)
@@ -298,11 +299,11 @@ def _run_sweep(
             display.show(event)
             failures += [event.error] if isinstance(event, executors.Failed) else []
     summary = swept.summary()
-    for part in report.ranking(summary, swept.config.train.select):
+    for part in tables.ranking(summary, swept.config.train.select):
         human.print(part)
     _show_reference(human, swept.config, swept.runs, swept.test)
     if swept.winner:
-        human.print(f"{report.duration(summary['seconds'])} in all")
+        human.print(f"{tables.duration(summary['seconds'])} in all")
         tell_checkpoint(human, swept.folder.best)
     if as_json:
         print_json(summary)
@@ -313,12 +314,12 @@ def _run_sweep(
 def _show_reference(
     human: Console, config: Config, runs: Sequence["Run"], best: dict[str, float] | None = None
 ) -> None:
-    from mnist_cli import report
+    from mnist_cli.report import tables
 
     if config.reference is None:
         return
     measured = [(dict(run.config.settings()), run.figures) for run in runs]
-    listing = report.reference_table(config.reference, measured, best or {})
+    listing = tables.reference_table(config.reference, measured, best or {})
     if listing:
         human.print(f"published: {config.reference.source}")
         human.print(listing)
@@ -326,7 +327,7 @@ def _show_reference(
 
 def _draw(folder: store.RunDirectory) -> None:
     """Draws the pictures of a finished run; what was trained is not lost if they cannot be."""
-    from mnist_cli import plots
+    from mnist_cli.report import plots
 
     try:
         plots.draw(folder)

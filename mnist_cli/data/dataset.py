@@ -10,7 +10,7 @@ from torch import Tensor
 from mnist_cli.config.schema import DataConfig, ImageData, SyntheticData
 from mnist_cli.data.catalog import DATASETS
 from mnist_cli.data.prepared import Arrays, prepare
-from mnist_cli.seeds import derive
+from mnist_cli.data.seeds import derive
 
 CONVERTED = 4096  # images at once: few enough to stay in the cache between two operations
 

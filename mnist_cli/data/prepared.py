@@ -10,8 +10,7 @@ from pathlib import Path
 import numpy as np
 from filelock import FileLock, Timeout
 
-from mnist_cli import files
-from mnist_cli.data import sources
+from mnist_cli.data import durable, sources
 from mnist_cli.data.catalog import DATASETS, FIELDS, DatasetSpec
 from mnist_cli.data.formats import Arrays
 from mnist_cli.data.sources import Report
@@ -158,7 +157,7 @@ def _write(spec: DatasetSpec, arrays: Arrays) -> None:
     for partial in data_dir().glob(f".{_path(spec).name}.*.tmp"):
         partial.unlink(missing_ok=True)  # left by a process that was killed: we hold the lock
     parts = (np.ascontiguousarray(getattr(arrays, field)).data for field in FIELDS)
-    files.replace(_path(spec), b"".join([_header(spec, arrays.sha256), *parts]))
+    durable.replace(_path(spec), b"".join([_header(spec, arrays.sha256), *parts]))
 
 
 @contextmanager

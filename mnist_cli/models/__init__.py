@@ -1,0 +1,1 @@
+"""Models: ordinary modules of one run, their pieces from scratch, and the losses."""

@@ -1,0 +1,222 @@
+"""The models: ordinary modules of one run, and one dict from name to class.
+
+A model takes images of shape (batch, channels, height, width) and returns logits of shape
+(batch, classes). It knows nothing of stacks, devices or training. To add one, write the module, put
+it into `MODELS`, and give its settings a class in `config/schema.py`.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mnist_cli.config.schema import (
+    CnnModel,
+    CnnSequentialModel,
+    LogisticModel,
+    MlpModel,
+    ModelConfig,
+)
+from mnist_cli.data.seeds import derive
+from mnist_cli.models.scratch import SoftmaxRegression, TensorNet
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "sigmoid": nn.Sigmoid, "tanh": nn.Tanh}
+
+Shape = tuple[int, int, int]  # (channels, height, width) of one image
+
+
+class Logistic(nn.Sequential):
+    """Softmax regression: one linear layer on the pixels."""
+
+    def __init__(self, config: LogisticModel, shape: Shape, classes: int) -> None:  # noqa: ARG002
+        super().__init__(nn.Flatten(), nn.Linear(_size(shape), classes))
+
+
+class Mlp(nn.Sequential):
+    """Linear layers with a nonlinearity between them, and dropout before the last."""
+
+    def __init__(self, config: MlpModel, shape: Shape, classes: int) -> None:
+        layers: list[nn.Module] = [nn.Flatten()]
+        inputs = _size(shape)
+        for units in config.widths:
+            layers += [nn.Linear(inputs, units), ACTIVATIONS[config.activation]()]
+            inputs = units
+        if config.dropout > 0:
+            layers.append(Dropout(config.dropout))
+        super().__init__(*layers, nn.Linear(inputs, classes))
+
+
+class Cnn(nn.Module):
+    """Three 3x3 convolutions of stride 2, ReLU after each, then the mean over the last map."""
+
+    def __init__(self, config: CnnModel, shape: Shape, classes: int) -> None:
+        super().__init__()
+        first, second = config.channels
+        self.conv1 = nn.Conv2d(shape[0], first, kernel_size=3, stride=2, padding=1)
+        self.conv2 = nn.Conv2d(first, second, kernel_size=3, stride=2, padding=1)
+        self.conv3 = nn.Conv2d(second, classes, kernel_size=3, stride=2, padding=1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (batch, channels, height, width) to logits (batch, classes)."""
+        x = F.relu(self.conv1(images))  # (batch, 16, 14, 14) for MNIST
+        x = F.relu(self.conv2(x))  # (batch, 16, 7, 7)
+        x = F.relu(self.conv3(x))  # (batch, classes, 4, 4)
+        return x.mean(dim=(2, 3))
+
+
+class CnnSequential(nn.Sequential):
+    """`Cnn` as one chain of layers: the same parameters in the same order, the same outputs."""
+
+    def __init__(self, config: CnnSequentialModel, shape: Shape, classes: int) -> None:
+        first, second = config.channels
+        super().__init__(
+            Reshape(shape),
+            nn.Conv2d(shape[0], first, kernel_size=3, stride=2, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(first, second, kernel_size=3, stride=2, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(second, classes, kernel_size=3, stride=2, padding=1),
+            nn.ReLU(),
+            nn.AdaptiveAvgPool2d(1),  # (batch, classes, 1, 1)
+            nn.Flatten(),  # (batch, classes)
+        )
+
+
+class Reshape(nn.Module):
+    """Gives every image of a batch a shape, so that rows of pixels will do as images too."""
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        self.shape = shape
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (batch, ...) to (batch, channels, height, width)."""
+        return images.reshape(-1, *self.shape)
+
+    def extra_repr(self) -> str:
+        """The shape, where the layer is printed."""
+        return str(self.shape)
+
+
+MODELS: dict[str, Callable[[Any, Shape, int], nn.Module]] = {
+    "logistic": Logistic,
+    "mlp": Mlp,
+    "cnn": Cnn,
+    "cnn_sequential": CnnSequential,
+    "scratch": SoftmaxRegression,
+    "tensor_net": TensorNet,
+}
+
+
+def build(config: ModelConfig, shape: Shape, classes: int, seed: int) -> nn.Module:
+    """A model in float32 on the CPU, its initial weights a function of the seed alone.
+
+    torch initialises from its global generator, which is put back as it was.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive(seed, "weights"))
+        model = MODELS[config.name](config, shape, classes)
+    for number, layer in enumerate(dropouts(model)):
+        layer.seed.fill_(derive(seed, "dropout", number))
+    return model
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one replica's share of a step takes.
+
+    Attributes:
+        parameters: numbers it learns.
+        multiply_adds: of the forward pass; the backward pass takes about twice as many.
+        activations: numbers kept for the backward pass.
+    """
+
+    parameters: int
+    multiply_adds: int
+    activations: int
+
+
+def cost(model: nn.Module, shape: Shape, batch: int) -> Cost:
+    """What a step takes, found by passing one image through the model."""
+    own = {id(parameter) for parameter in model.parameters()}
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    kept = positions = 0
+
+    def keep(tensor: Tensor) -> Tensor:
+        nonlocal kept
+        if id(tensor) not in own and tensor._base is None:
+            kept += tensor.numel()
+        return tensor
+
+    def count(layer: nn.Module, _: Any, output: Tensor) -> None:
+        nonlocal positions
+        # A kernel is used at every place but one more often than a weight of a linear layer.
+        positions += layer.weight.numel() * (output[0, 0].numel() - 1)  # type: ignore[operator]
+
+    convolutions = [layer for layer in model.modules() if isinstance(layer, nn.Conv2d)]
+    hooks = [layer.register_forward_hook(count) for layer in convolutions]
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        model(torch.zeros(1, *shape))
+    for hook in hooks:
+        hook.remove()
+    return Cost(parameters, batch * (parameters + positions), batch * kept)
+
+
+class Dropout(nn.Module):
+    """Inverted dropout whose mask is a pure function of (seed, step, position in the batch).
+
+    `nn.Dropout` draws from a global generator, so a run inside a stack, or a resumed one, would
+    drop other units than the same run alone. Here the mask is a hash, computed where the
+    activations are. `step` must be set before each training step; nothing else moves it.
+    """
+
+    seed: Tensor
+    step: Tensor
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.p = p
+        # Not persistent: the state dict stays that of the plain architecture.
+        self.register_buffer("seed", torch.zeros((), dtype=torch.int64), persistent=False)
+        self.register_buffer("step", torch.zeros((), dtype=torch.int64), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Drops each element with probability `p` and scales the rest by 1 / (1 - p)."""
+        if not self.training:
+            return x
+        position = torch.arange(x.numel(), device=x.device).view(x.shape)
+        bits = _hash32(position + (self.seed & _MASK32))
+        bits = _hash32(bits ^ (self.seed >> 32) ^ (self.step << 1))
+        keep = _hash32(bits + self.step) >= round(self.p * 2**32)
+        return x * keep / (1 - self.p)
+
+    def extra_repr(self) -> str:
+        """As `nn.Dropout` shows itself."""
+        return f"p={self.p}"
+
+
+def dropouts(model: nn.Module) -> list[Dropout]:
+    """The dropout layers of a model, in order."""
+    return [layer for layer in model.modules() if isinstance(layer, Dropout)]
+
+
+_MASK32 = 0xFFFFFFFF
+
+
+def _hash32(x: Tensor) -> Tensor:
+    """A 32-bit hash of each element, in the low half of int64: torch has no uint32 arithmetic.
+
+    The constants are those of Chris Wellons' `lowbias32`, found by search for a low avalanche bias.
+    """
+    x = x & _MASK32
+    x = ((x ^ (x >> 16)) * 0x7FEB352D) & _MASK32
+    x = ((x ^ (x >> 15)) * 0x846CA68B) & _MASK32
+    return x ^ (x >> 16)
+
+
+def _size(shape: Shape) -> int:
+    channels, height, width = shape
+    return channels * height * width

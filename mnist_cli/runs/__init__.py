@@ -1,0 +1,1 @@
+"""Run folders: checkpoints, durable state, commit and recovery."""

@@ -1,0 +1,127 @@
+"""Using a checkpoint: what it scores on a split, what it makes of images, what it gets wrong."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from mnist_cli.config import Config
+from mnist_cli.data.dataset import Split, form, scale
+from mnist_cli.engine.loop import evaluate, probabilities
+from mnist_cli.engine.stack import Stack
+from mnist_cli.models.losses import LOSSES
+from mnist_cli.models.modules import build
+from mnist_cli.runs import checkpoint as checkpoints
+from mnist_cli.runs.checkpoint import Checkpoint
+from mnist_cli.runs.run import Datasets, resolve_device
+
+
+def restore(state: Checkpoint, config: Config) -> Stack:
+    """A checkpoint's model, ready to use on the device of a config: a stack of one.
+
+    Args:
+        state: the checkpoint.
+        config: its config, or one that differs in data of the same shape and in device.
+
+    Raises:
+        CheckpointError: the weights are not those of the config's model.
+        UsageError: the device is not there.
+    """
+    shape, classes = form(config.data)
+    model = build(config.model, shape, len(classes), config.train.seed)
+    checkpoints.fit(model, state)
+    return Stack([model], resolve_device(config.train.device), config.train.precision)
+
+
+def measure(
+    state: Checkpoint, config: Config, split: str, datasets: Datasets
+) -> tuple[float, float, int]:
+    """Loss and accuracy of a checkpoint on one split.
+
+    Args:
+        state: the checkpoint.
+        config: its config, or one that differs in data and device.
+        split: `train`, `val` or `test`.
+        datasets: where the data comes from.
+
+    Returns:
+        The mean loss, the fraction of images classified rightly, and the number of images.
+
+    Raises:
+        CheckpointError: the weights are not those of the config's model.
+        MnistError: the data or the device are not there.
+    """
+    stack = restore(state, config)
+    data = datasets.get(config)
+    images = data.split(split)
+    (loss,), (accuracy,) = evaluate(stack, images, LOSSES[config.loss.name])
+    return loss, accuracy, len(images)
+
+
+def predict(state: Checkpoint, config: Config, images: np.ndarray) -> list[dict[str, float]]:
+    """What a checkpoint takes images for.
+
+    Args:
+        state: the checkpoint.
+        config: its config, or one that differs in device.
+        images: uint8, shape (n, channels, height, width), as the data set has them.
+
+    Returns:
+        The probability of each class by its name, n times.
+
+    Raises:
+        CheckpointError: the weights are not those of the config's model.
+        UsageError: the device is not there.
+    """
+    stack = restore(state, config)
+    pixels = torch.from_numpy(images).to(stack.device)
+    nobody_knows = torch.zeros(len(pixels), dtype=torch.int64, device=stack.device)
+    (rows,) = probabilities(stack, Split(pixels, nobody_knows, scale(config.data))).tolist()
+    classes = form(config.data)[1]
+    return [dict(zip(classes, row, strict=True)) for row in rows]
+
+
+@dataclass(frozen=True)
+class Classified:
+    """What a checkpoint makes of a split.
+
+    Attributes:
+        images: uint8, shape (n, channels, height, width).
+        labels: the true classes, int64, shape (n,).
+        guesses: the most probable classes, int64, shape (n,).
+        confidences: their probabilities, float64, shape (n,).
+        classes: the name of each class.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+    guesses: np.ndarray
+    confidences: np.ndarray
+    classes: tuple[str, ...]
+
+    @property
+    def counts(self) -> np.ndarray:
+        """How often each class (rows) was taken for each (columns), shape (classes, classes)."""
+        table = np.zeros((len(self.classes), len(self.classes)), np.int64)
+        np.add.at(table, (self.labels, self.guesses), 1)
+        return table
+
+    def mistakes(self, most: int) -> np.ndarray:
+        """Where the mistakes are that it was surest of, surest first, `most` at most."""
+        wrong = np.flatnonzero(self.labels != self.guesses)
+        return wrong[np.argsort(-self.confidences[wrong], kind="stable")][:most]
+
+
+def classify(state: Checkpoint, config: Config, split: str, datasets: Datasets) -> Classified:
+    """Every image of a split as a checkpoint sees it; arguments and errors as `measure`."""
+    stack = restore(state, config)
+    data = datasets.get(config)
+    images = data.split(split)
+    confidences, guesses = probabilities(stack, images)[0].max(-1)
+    return Classified(
+        images=images.images.cpu().numpy(),
+        labels=images.labels.cpu().numpy(),
+        guesses=guesses.cpu().numpy(),
+        confidences=confidences.cpu().numpy(),
+        classes=data.classes,
+    )

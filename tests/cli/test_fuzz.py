@@ -1,0 +1,390 @@
+"""Whatever is typed or lies in a file: a code of the contract, one sentence, never a traceback.
+
+MNIST_FUZZ=5000 tries so many of each, other ones each time.
+"""
+
+import contextlib
+import io
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, event, example, given, settings
+from hypothesis import strategies as st
+from hypothesis.strategies import SearchStrategy
+from PIL import Image
+
+from mnist_cli import cli
+from mnist_cli.cli import run_command
+from mnist_cli.cli.screen import say_error
+from mnist_cli.config import SECTIONS, ConfigError
+from mnist_cli.config.schema import variants
+from mnist_cli.errors import MnistError
+from mnist_cli.report import plots
+
+CODES = {0, 1, 2, 3, 4, 5}
+ASKED = int(os.environ.get("MNIST_FUZZ", "0"))
+
+
+def fuzz(examples: int) -> Callable[[Any], Any]:
+    return settings(
+        max_examples=ASKED or examples,
+        derandomize=not ASKED,
+        database=None,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+    )
+
+
+# ------------------------------------------------------------------------------------- the oracle
+
+
+def check(argv: list[str]) -> int:
+    """Runs a command line and holds what it does against the contract."""
+    told: list[Exception] = []
+    say = say_error
+
+    def spy(error: Any) -> int:
+        told.append(error)
+        return say(error)
+
+    out, err = io.StringIO(), io.StringIO()
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+    ):
+        patch.setattr(cli, "say_error", spy)
+        code = run_command(argv)
+    said, shown = out.getvalue(), err.getvalue()
+    about = f"{argv}: {code}\n{said}\n{shown}"
+    assert code in CODES, about
+    assert "Traceback" not in said + shown, about
+    assert "this should not happen" not in shown, about
+    errors = [line for line in shown.splitlines() if line.startswith("error: ")]
+    if code == 0:
+        assert not errors, about
+        if "--json" in argv and "--help" not in argv and said:
+            json.loads(said, parse_constant=pytest.fail)
+    elif any(isinstance(error, ConfigError) for error in told):
+        assert code == 2, about  # its problems stand for themselves, each with its place
+        assert not errors, about
+        assert shown.strip(), about
+    elif "Usage: mnist" in shown:
+        assert code == 2, about  # a group of commands alone
+    elif argv[0] == "predict":
+        assert errors, about  # one for each picture that cannot be read
+    elif argv[:2] == ["config", "check"]:
+        assert shown.strip(), about  # one for each config
+    else:
+        assert len(errors) == 1, about
+    if told and isinstance(told[0], MnistError):
+        assert code == told[0].exit_code, about
+    event(f"{argv[0]}: {code}")
+    return code
+
+
+# ------------------------------------------------------------------------------- what is typed
+
+# Nothing in between: what is small is quickly done, and what is huge is refused at once.
+NUMBERS = ["0", "1", "2", "3", "-1", "1.5", "1e-3", "0.1", "1e38", "1e400", ".inf", ".nan", "-0"]
+HUGE = [str(10**30), "-" + "9" * 40]
+WORDS = ["null", "true", "mlp", "cnn", "logistic", "scratch", "tensor_net", "sgd", "adam", "adamw"]
+WORDS += ["rmsprop", "scratch_sgd", "constant", "step", "multistep", "cosine", "epoch", "nll"]
+WORDS += ["scratch_nll", "sum", "mean", "pooled", "holdout", "official", "loss", "acc", "fp64"]
+WORDS += ["bf16", "tf32", "relu", "tanh", "cpu", "cuda:7", "auto", "mnist", "cifar10", "", "~", "é"]
+LISTS = ["[]", "[1]", "[1, 2]", "[2, 3, 4]", "[0.5, 0.9]", "[[1]]", "1,2", "1..3", "3..1", "1..",
+         "log:1e-3:1e-1:2", "log:0:1:3", "log:1e-1:1e-3:2", ",", "a,b", "{}", "{a: 1}"]  # fmt: skip
+MAPS = ["{name: sgd, lr: 0.1, momentum: 0.9}", "{name: step, step_size: 1, gamma: 1e38}",
+        "{name: step, step_size: 1, gamma: 0}", "{name: cosine, T_max: 1}", "{name: mlp, depth: 3}",
+        "{name: mlp, hidden: [3, 2], dropout: 0.5}", "{name: cnn, channels: [2, 2]}",
+        "{name: synthetic, size: 70}", "{name: synthetic, size: 71, batch_size: 100}",
+        "{name: synthetic, size: 70, split: holdout}", "{name: kmnist}", "{", "{a: &b 1, c: *b}",
+        "!!python/object:os.system", "- 1\n- 2", "\x00", "'", "? a"]  # fmt: skip
+values = st.one_of(*map(st.sampled_from, (NUMBERS, WORDS, LISTS, MAPS)), st.text(max_size=6))
+KEYS = [
+    f"{section}.{key}"
+    for section in SECTIONS
+    for kind in variants(section).values()
+    for key in kind.model_fields
+]
+keys = st.sampled_from(
+    [*KEYS, *SECTIONS, "name", "sweep", "reference", "a.b", "model.", ".", "", "lr"]
+)
+# What may be huge without being slow, as it cannot be had at all.
+huge = st.tuples(
+    st.sampled_from(["model.width", "optimizer.lr", "train.seed", "data.seed", "train.steps"]),
+    st.sampled_from(HUGE),
+).filter(lambda pair: pair != ("train.steps", HUGE[0]))
+# What is taken for itself, and not always together.
+sound = st.sampled_from(
+    ["optimizer=sgd", "optimizer=rmsprop", "optimizer.lr=1e38", "optimizer={name: sgd, lr: 1e38}",
+     "optimizer={name: adam, eps: 0, amsgrad: true}", "optimizer={name: scratch_sgd, lr: 1e30}",
+     "model=logistic", "model=scratch", "model={name: cnn, channels: [2, 2]}", "model.hidden=[]",
+     "model={name: tensor_net, hidden: [2]}", "model={name: mlp, depth: 1}", "model.dropout=0.9",
+     "loss=nll", "loss=scratch_nll", "loss={name: cross_entropy, reduction: sum}",
+     "scheduler={name: step, step_size: 1, gamma: 1e308, interval: step}",
+     "scheduler={name: cosine, T_max: 1, interval: step}", "train.clip_grad_norm=1e-300",
+     "train.clip_grad_norm=1e300", "train.precision=bf16", "train.precision=fp64",
+     "train.select=loss", "train.eval_train=true", "data.batch_size=100000", "data.batch_size=1",
+     "data.shuffle=false", "data.normalize=false", "data.split=official", "data.split=holdout"]
+)  # fmt: skip
+odd = st.one_of(
+    st.tuples(keys, values).map("=".join),
+    huge.map("=".join),
+    st.text(max_size=8),
+)
+
+
+def mostly(common: SearchStrategy[Any], rare: SearchStrategy[Any]) -> SearchStrategy[Any]:
+    """`one_of` with weights: nine of ten are of the first kind."""
+    return st.integers(0, 9).flatmap(lambda number: rare if number == 9 else common)
+
+
+overrides = mostly(sound, odd)
+SMALL = ("data={name: synthetic, size: 70}", "train={steps: 2}")
+ENOUGH = ("train.steps=2", "train.epochs=null")
+
+names = st.sampled_from(
+    ["mlp-0001", "mlp-sweep-0001", "mlp-sweep-0001/trials/000", "mlp", "", ".", "..", "/", "nul"]
+)
+paths = st.sampled_from(
+    ["best.pt", "good.pt", "half.pt", "empty", "text.txt", "picture.png", "half.png", "good.yaml",
+     "bad.yaml", "folder", "loop", "gone", "gone/gone", "", "/dev/null", "weights.npz", "x" * 300,
+     "runs/mlp-0001/best.pt", "runs/mlp-0001/last.pt", "runs/mlp-0001/meta.json", "é\n"]
+)  # fmt: skip
+configs = st.one_of(st.sampled_from(["mlp", "logistic", "cnn", "nowhere"]), paths)
+
+
+def option(name: str, value: SearchStrategy[str]) -> SearchStrategy[list[str]]:
+    return st.one_of(st.just([]), value.map(lambda text: [name, text]))
+
+
+def flag(name: str) -> SearchStrategy[list[str]]:
+    return st.sampled_from([[], [name]])
+
+
+def line(*parts: SearchStrategy[list[str]]) -> SearchStrategy[list[str]]:
+    return st.tuples(*parts).map(lambda found: [word for part in found for word in part])
+
+
+def rarely(value: SearchStrategy[list[str]]) -> SearchStrategy[list[str]]:
+    return mostly(st.just([]), value)
+
+
+def words(*fixed: str) -> SearchStrategy[list[str]]:
+    return st.just(list(fixed))
+
+
+some = st.lists(overrides, max_size=3)
+trained = (
+    words(*SMALL),
+    some,
+    words(*ENOUGH),
+    rarely(
+        line(
+            option("--lr", values),
+            option("--batch-size", values),
+            option("--seed", values),
+            option("--name", values),
+            option("--device", values),
+            option("--runs-dir", paths),
+        )
+    ),
+    flag("--json"),
+)
+workers = line(
+    option("--workers", mostly(st.sampled_from(["1", "2"]), st.sampled_from(["0", "x"]))),
+    option("--fuse", mostly(st.sampled_from(["on", "off"]), st.just("x"))),
+)
+axes = line(
+    option("--lrs", mostly(st.sampled_from(["1e-2,1e38", "1e37,1e38", "log:1e-3:1:3"]), values)),
+    option("--seeds", mostly(st.sampled_from(["1", "2", "0,5"]), values)),
+)
+grid = mostly(
+    st.sampled_from(
+        ["model=cnn,mlp", "scheduler.gamma=1,1e300", "train.clip_grad_norm=null,1", "data.seed=1,2",
+         "train.precision=fp32,bf16,fp64", "optimizer=sgd,adam", "model.depth=1..3",
+         "data.batch_size=1,50", "train.steps=1,3", "train.device=cpu,auto,cuda:7"]
+    ),
+    st.tuples(keys, st.one_of(values, st.sampled_from(LISTS))).map("=".join),
+)  # fmt: skip
+grids = option("--grid", grid)
+commands = st.one_of(
+    line(words("train"), *trained, workers, rarely(option("-c", configs))),
+    line(words("train"), *trained, workers, option("--seeds", st.sampled_from(["2", "0,7", "x"]))),
+    line(words("sweep"), *trained, workers, axes, grids, grids),
+    line(words("sweep"), words(*SMALL), some, axes, grids, grids, flag("--json"))
+    .map(lambda argv: [*argv, "--dry-run"]),
+    line(words("resume"), names.map(lambda n: [n]), option("--epochs", st.sampled_from(
+        ["0", "-1", "1", "3", "x"])), option("--workers", st.sampled_from(["1", "2", "0"])),
+        flag("--json"), some),
+    line(words("eval"), option("--checkpoint", paths), option("--split", st.sampled_from(
+        ["train", "val", "test", "x"])), some, flag("--json")),
+    line(words("predict"), st.lists(paths, max_size=3), option("--checkpoint", paths),
+         flag("--json")),
+    line(words("import"), paths.map(lambda p: [p]), some, option("-c", configs), flag("--json")),
+    line(words("runs", "list"), option("--runs-dir", paths), flag("--json")),
+    line(words("runs", "show"), names.map(lambda n: [n]), flag("--json")),
+    line(words("plot"), names.map(lambda n: [n]), option("--split", values)),
+    line(words("config"), st.sampled_from([["list"], ["show"], ["schema"], ["check"], []]),
+         st.lists(configs, max_size=2)),
+    line(words("config", "show"), option("-c", configs), some),
+    line(words("data"), st.sampled_from([["list"], ["verify"], ["fetch"], []]),
+         st.lists(st.sampled_from(["mnist", "cifar10", "x", ""]), max_size=2)),
+    line(words("data", "show"), words(*SMALL), some, option("-n", values),
+         option("--out", paths)),
+    st.lists(st.one_of(st.sampled_from(["train", "-h", "--json", "-", "--", "--debugs", "-x"]),
+                       st.text(max_size=5)), min_size=1, max_size=3),
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with what command lines speak of: runs, checkpoints, pictures, configs."""
+    home = tmp_path_factory.mktemp("fuzz")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plots, "draw", lambda _: [])
+        patch.setenv("MNIST_RUNS_DIR", str(home / "runs"))
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            assert run_command(["train", *SMALL]) == 0
+            assert run_command(["sweep", *SMALL, "--lrs", "1e-2,1e-3"]) == 0
+    whole = (home / "runs" / "mlp-0001" / "best.pt").read_bytes()
+    (home / "good.pt").write_bytes(whole)
+    (home / "half.pt").write_bytes(whole[: len(whole) // 2])
+    (home / "empty").touch()
+    (home / "text.txt").write_text("hello\n")
+    Image.new("L", (9, 9), 200).save(home / "picture.png")
+    (home / "half.png").write_bytes((home / "picture.png").read_bytes()[:40])
+    (home / "good.yaml").write_text("model: logistic\nsweep: {optimizer.lr: [0.1, 0.01]}\n")
+    (home / "bad.yaml").write_text("modle: x\noptimizer: {lr: -1}\ntrain: [\n")
+    (home / "weights.npz").write_bytes(b"PK\x03\x04")
+    (home / "folder").mkdir()
+    (home / "loop").symlink_to("loop")
+    return home
+
+
+@pytest.fixture
+def there(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of it to stand in, for this test alone."""
+    place = tmp_path / "there"
+    shutil.copytree(home, place, symlinks=True)
+    monkeypatch.chdir(place)
+    monkeypatch.setenv("MNIST_RUNS_DIR", "runs")
+    monkeypatch.setattr(plots, "draw", lambda _: [])
+    return place
+
+
+@fuzz(150)
+@given(argv=commands)
+@example(argv=["train", *SMALL, "model.width=" + HUGE[0]])
+def test_command_lines(argv: list[str], there: Path) -> None:
+    check(argv)
+
+
+# ------------------------------------------------------------------------------ what lies in files
+
+
+CONFIG = """\
+name: mine
+data: {name: synthetic, size: 70, batch_size: 20}
+model: {name: mlp, hidden: [3]}
+optimizer:
+  name: sgd
+  lr: 1e-1
+  momentum: 0.9
+scheduler: {name: step, step_size: 1, gamma: 0.5}
+train: {steps: 2, select: loss}
+sweep:
+  optimizer.lr: [1e-1, 1e-2]
+  train.clip_grad_norm: [null, 0.5]
+"""
+pieces = st.one_of(
+    st.sampled_from(
+        ["\n", ": ", "- ", "{", "}", "[", "]", ",", "#", "'", '"', "&a ", "*a", "!!int ", "|\n"]
+    ),
+    st.sampled_from(["\t", "null", "1e400", ".nan", "\x00", "\ufeff", "sweep:", "<<: ", "~", "-"]),
+    st.sampled_from(WORDS),
+    st.characters(codec="utf-8"),
+)
+
+
+@st.composite
+def changed(draw: st.DrawFn, text: str) -> str:
+    """A text with some of it gone and something else there; no number gets longer."""
+    for _ in range(draw(st.integers(0, 2))):
+        start = draw(st.integers(0, len(text)))
+        length = draw(st.sampled_from([0, 0, 1, 5, 30]))
+        piece = draw(pieces)
+        if piece.isnumeric() or piece == "-":
+            piece = ""
+        text = text[:start] + piece + text[start + length :]
+    return text
+
+
+@fuzz(60)
+@given(
+    text=changed(CONFIG), command=st.sampled_from(["train", "sweep", "config check", "config show"])
+)
+def test_configs(text: str, command: str, there: Path) -> None:
+    (there / "own.yaml").write_bytes(text.encode(errors="surrogatepass"))
+    argv = command.split()
+    argv += ["own.yaml"] if argv[-1] == "check" else ["-c", "own.yaml"]
+    if command in ("train", "sweep"):
+        argv += ["data={name: synthetic, size: 70}", "train={steps: 1}"]
+    check(argv)
+
+
+def damaged(content: bytes) -> SearchStrategy[bytes]:
+    """Bytes with some changed, cut off, or written twice."""
+
+    def damage(places: list[tuple[float, int]], end: float, twice: bool) -> bytes:
+        found = bytearray(content)
+        for place, byte in places:
+            found[int(place * (len(found) - 1))] = byte
+        found = found[: int(end * len(found))]
+        return bytes(found * 2 if twice else found)
+
+    fraction = st.floats(0, 1)
+    return st.builds(
+        damage,
+        st.lists(st.tuples(fraction, st.integers(0, 255)), max_size=3),
+        st.one_of(st.just(1.0), fraction),
+        st.booleans(),
+    )
+
+
+FILES = [
+    "best.pt", "last.pt", "meta.json", "summary.json", "metrics.jsonl", "config.yaml",
+]  # fmt: skip
+USES = [["runs", "list"], ["runs", "show", "mlp-0001"], ["runs", "show", "mlp-0001", "--json"]]
+USES += [["resume", "mlp-0001"], ["resume", "mlp-0001", "--epochs", "2"], ["plot", "mlp-0001"]]
+USES += [["eval", "--checkpoint", "runs/mlp-0001/best.pt"], ["eval"], ["runs", "list", "--json"]]
+
+
+@fuzz(60)
+@given(data=st.data(), name=st.sampled_from(FILES), argv=st.sampled_from(USES))
+def test_damaged_runs(data: st.DataObject, name: str, argv: list[str], there: Path) -> None:
+    """A run in which a file is not what it was, or has gone."""
+    file = there / "runs" / "mlp-0001" / name
+    kept = {path: path.read_bytes() for path in file.parent.glob("*") if path.is_file()}
+    try:
+        if data.draw(st.booleans()):
+            file.write_bytes(data.draw(damaged(kept[file])))
+        else:
+            # Sound JSON of another form, for whoever only looks whether it can be read.
+            odd = ["{}", "[]", "null", "3", '{"status": []}', '{"status": "running", "pid": null}']
+            odd += ['{"status": "interrupted"}', '{"best": 3}', '{"trials": [1]}', '{"epochs": {}}']
+            odd += ['{"status": "finished", "seconds": "x"}', '{"versions": 1, "started": {}}']
+            odd += ['{"status": "waiting", "versions": 3, "resumed": 3, "stacks": 3}', "[" * 9999]
+            file.write_text(data.draw(st.sampled_from(odd)))
+        check(argv)
+    finally:
+        shutil.rmtree(file.parent)
+        (file.parent / "plots").mkdir(parents=True)
+        for path, content in kept.items():
+            path.write_bytes(content)

@@ -1,0 +1,443 @@
+"""Configs and names from anyone: used, or refused in a sentence; nothing is written elsewhere."""
+
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mnist_cli import config as configs
+from mnist_cli.config import ConfigError, Flag
+from mnist_cli.errors import UsageError
+from mnist_cli.runs import store
+from tests.conftest import Mnist
+
+SMALL = ("data={name: synthetic, size: 70}", "model.width=2", "--epochs", "1")
+
+
+@pytest.fixture(autouse=True)
+def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current directory: empty, and not the one that holds `runs` and `data`."""
+    folder = tmp_path / "work"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def tree(folder: Path) -> set[str]:
+    """All that is in a folder."""
+    return {str(path.relative_to(folder)) for path in folder.rglob("*")}
+
+
+def children(folder: Path) -> set[str]:
+    """The names of what is directly in a folder, if there is one."""
+    return {path.name for path in folder.iterdir()} if folder.exists() else set()
+
+
+# ------------------------------------------------------------------------------------- configs
+
+
+def bomb(first: str, each: str) -> str:
+    """Thirty lines that would be 9^30 values, if what they say were done."""
+    lines = [f"a0: &a0 {first}"]
+    lines += [f"a{n}: &a{n} " + each.format(", ".join([f"*a{n - 1}"] * 9)) for n in range(1, 30)]
+    return "\n".join(lines) + "\n"
+
+
+TAG = "model: !!python/object/apply:os.system ['touch ran']\n"
+HOSTILE: dict[str, tuple[str | bytes, str]] = {
+    "a tag": (TAG, "model: tags (!name) are not allowed"),
+    "a local tag": ("model: !mlp {}\n", "tags (!name) are not allowed"),
+    "a binary tag": ("name: !!binary aGk=\n", "tags (!name) are not allowed"),
+    "a tag's handle": ("%TAG ! tag:yaml.org,2002:python/\n---\na: !name:os.system\n", "tags"),
+    "an alias": ("model: &m mlp\nloss: *m\n", "aliases (*name) are not allowed"),
+    "an alias of itself": ("model: &m [*m]\n", "aliases (*name) are not allowed"),
+    "laughs": (bomb("[lol]", "[{}]"), "anchors (&name) are not allowed"),
+    "merges": (bomb("{x: 1}", "{{<<: [{}]}}"), "merge keys (<<) are not allowed"),
+    "deep lists": ("a: " + "[" * 10_000 + "]" * 10_000, "more than 50 levels deep"),
+    "deep mappings": ("{a: " * 10_000 + "}" * 10_000, "more than 50 levels deep"),
+    "deep dashes": ("- " * 10_000 + "x", "more than 50 levels deep"),
+    "deep blocks": ("\n".join(" " * n + "a:" for n in range(700)), "more than 50 levels deep"),
+    "5 MB": ("# five megabytes\n" * 310_000, "is larger than 300,000 bytes, which no config is"),
+    "many values": (f"a: [{'1,' * 100_000}]", "more than 12000 values"),
+    "two documents": ("model: mlp\n---\nmodel: cnn\n", "a second document starts here"),
+    "NUL": ("model: mlp\0\n", "the character U+0000 is not allowed"),
+    "an escape": ("name: \x1b[2J\n", "the character U+001B is not allowed"),
+    "latin-1": ("name: café\n".encode("latin-1"), "the byte 0xe9 is not UTF-8 text"),
+    "UTF-16": ("model: mlp\n".encode("utf-16"), "is not UTF-8 text"),
+    "UTF-16, no mark": ("model: mlp\n".encode("utf-16-be"), "the character U+0000"),
+    "UTF-32": ("model: mlp\n".encode("utf-32"), "is not UTF-8 text"),
+    "a list": ("[model, mlp]\n", "must be sections"),
+    "a pickle": (b"\x80\x04}q\x00.", "is not UTF-8 text"),
+    "a long number": ("train: {seed: " + "9" * 100_000 + "}\n", "digits is too long"),
+    "a large number": (f"train: {{epochs: {'9' * 40}}}\nmodle: 1\n", "modle: unknown setting"),
+}
+
+
+@pytest.mark.parametrize("kind", list(HOSTILE))
+def test_a_hostile_config_is_refused_and_nothing_is_run(
+    mnist: Mnist, tmp_path: Path, kind: str
+) -> None:
+    content, sentence = HOSTILE[kind]
+    path = tmp_path / "work" / "x.yaml"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    before = tree(tmp_path)
+    for argv in (("train", "--config"), ("sweep", "--config"), ("config", "check")):
+        ended = mnist(*argv, "x.yaml")
+        assert (ended.code, ended.out) == (2, "")
+        assert sentence in ended.err
+        assert "x.yaml" in ended.err
+        assert len(ended.err) < 20_000
+        assert ended.err.replace("\n", "").isprintable()
+    assert tree(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("folder", "is a folder, not a config"),
+        ("pipe", "is a pipe or a device, not a config"),
+        ("/dev/zero", "is a pipe or a device, not a config"),
+        ("loop", "there is no config"),
+        ("x" * 300, "there is no config"),
+        ("../" * 2000, "there is no config"),
+        ("a\x1b[2Jb", "there is no config"),
+        ("", "is a folder, not a config"),
+    ],
+)
+def test_what_is_no_config_file_is_not_opened(
+    mnist: Mnist, tmp_path: Path, name: str, sentence: str
+) -> None:
+    Path("folder").mkdir()
+    os.mkfifo("pipe")
+    Path("loop").symlink_to("loop")
+    before = tree(tmp_path)
+    for command in ("train", "sweep"):
+        ended = mnist(command, "--config", name)
+        assert (ended.code, ended.out) == (2, "")
+        assert sentence in ended.err
+        assert "\x1b" not in ended.err
+    assert tree(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["model=!!python/name:os.system", "model=" + "[" * 10_000, "model=&a [*a]", "a" * 10_000],
+)
+def test_a_hostile_override_is_refused(mnist: Mnist, tmp_path: Path, override: str) -> None:
+    ended = mnist("train", override)
+    assert (ended.code, ended.out) == (2, "")
+    assert "command line: " in ended.err
+    assert len(ended.err) < 2_000
+    assert tree(tmp_path) == {"work"}
+
+
+def test_very_many_problems_cost_little(mnist: Mnist) -> None:
+    Path("x.yaml").write_text(f"model: {{hidden: [{'0,' * 11_000}]}}")
+    started = time.process_time()
+    ended = mnist("config", "check", "x.yaml")
+    assert time.process_time() - started < 5  # a second, and not the square of it
+    assert ended.code == 2
+    assert "... and 10900 more" in ended.err
+
+
+def test_a_byte_order_mark_is_no_error(mnist: Mnist) -> None:
+    Path("x.yaml").write_bytes(b"\xef\xbb\xbfmodel: cnn\n")
+    assert mnist("config", "check", "x.yaml").code == 0
+    assert configs.load("x.yaml").config.model.name == "cnn"
+
+
+# --------------------------------------------------------------------------------------- names
+
+NAMES = [
+    "..", ".", "../x", "../../x", "/x", "/tmp/x", "a/b", "a/../b", "a\\b", "..\\x", "C:\\x", "C:x",
+    "~", "~root", ".hidden", "-x", "_x", "a.", "a ", " a", "a b", "a\tb", "a.b", "é", "1\u0663",
+    "CON", "con", "NUL", "nul", "Aux", "prn", "com1", "COM9", "LPT0", "nul.txt",
+    "x" * 65, "x" * 300, "a\x1b[2Jb", "a\nb", "a\n", "a\r", "a\0b", "a\x7f", "\u202eb", "", " ",
+    "$(touch ran)", "`touch ran`", "a;b", "*", "a\ud800",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NAMES, ids=ascii)
+@pytest.mark.parametrize("command", ["train", "sweep"])
+def test_a_name_that_is_none_is_refused(
+    mnist: Mnist, tmp_path: Path, command: str, name: str
+) -> None:
+    ended = mnist(command, *SMALL, f"--name={name}")
+    assert (ended.code, ended.out) == (2, "")
+    assert "--name" in ended.err
+    sentences = ("must start with a letter", "name of a device", "has no value", "must be valid")
+    assert sum(sentence in ended.err for sentence in sentences) == 1
+    assert "\x1b" not in ended.err
+    assert tree(tmp_path) == {"work"}
+
+
+@pytest.mark.parametrize("name", ["../x", "/x", "a\\b", "CON", "a. ", "x" * 300, "", "\\e[2J"])
+def test_a_config_cannot_have_such_a_name(mnist: Mnist, tmp_path: Path, name: str) -> None:
+    Path("x.yaml").write_text(f"name: {name!r}\n".replace("\\\\", "\\"))
+    Path("y.yaml").write_text(f'name: "{name}"\n')
+    for file in ("x.yaml", "y.yaml"):
+        ended = mnist("train", "--config", file, *SMALL)
+        assert (ended.code, ended.out) == (2, "")
+        assert f"{file}:1:" in ended.err
+    assert mnist("train", *SMALL, f"name={name}").code == 2
+    assert tree(tmp_path) == {"work", "work/x.yaml", "work/y.yaml"}
+
+
+@pytest.mark.parametrize(
+    "name", [n for n in NAMES if "\0" not in n and "\ud800" not in n], ids=ascii
+)
+def test_a_run_that_cannot_be_is_not_found(mnist: Mnist, tmp_path: Path, name: str) -> None:
+    store.create(tmp_path / "runs", "mlp").write_config("{}")
+    before = tree(tmp_path)
+    for command in (("runs", "show"), ("plot",)):
+        ended = mnist(*command, "--", name)
+        assert (ended.code, ended.out) == (2, "")
+        assert ended.err.startswith(("error: no run ", "error: the name of a run is missing"))
+        assert "hint: " in ended.err
+        assert "\x1b" not in ended.err
+    assert tree(tmp_path) == before
+
+
+def test_a_name_does_not_lead_out_of_the_runs_directory(tmp_path: Path) -> None:
+    """A path is one from here, and never one from there."""
+    root = tmp_path / "runs"
+    store.create(root, "mlp").write_config("{}")
+    store.create(tmp_path, "other").write_config("{}")
+    for name in ("../other-0001", "mlp-0001/../../other-0001", "../runs/mlp-0001"):
+        assert (root / name / "config.yaml").exists()
+        Path("elsewhere/deep").mkdir(parents=True, exist_ok=True)
+        os.chdir("elsewhere/deep")
+        with pytest.raises(UsageError, match="no run"):
+            store.find(root, name)
+        os.chdir(tmp_path / "work")
+    assert store.find(root, "../other-0001").path.samefile(tmp_path / "other-0001")
+
+
+# --------------------------------------------------------------------------------------- links
+
+
+@pytest.fixture
+def outside(tmp_path: Path) -> Path:
+    """A run that is not in the runs directory."""
+    run = store.create(tmp_path / "outside", "mlp")
+    run.write_config("model: mlp\n")
+    return run.path
+
+
+def test_a_link_out_of_the_runs_directory_is_no_run(
+    mnist: Mnist, tmp_path: Path, outside: Path
+) -> None:
+    root = tmp_path / "runs"
+    store.create(root, "mlp").write_config("model: mlp\n")
+    (root / "linked").symlink_to(outside)
+    (root / "deep").symlink_to(tmp_path / "outside")
+    (root / "same").symlink_to("mlp-0001")
+    before = tree(outside)
+    for name in ("linked", "deep/mlp-0001", "linked/../linked/."):
+        for command in (("runs", "show"), ("plot",)):
+            ended = mnist(*command, name)
+            assert ended.code == 2
+            assert ended.err.count("\n") == 2
+    ended = mnist("plot", "linked")
+    assert f"{root / 'linked'} is a link that leads out of the runs directory" in ended.err
+    assert f"give the folder itself: {outside}" in ended.err
+    assert [row["name"] for row in mnist("runs", "list", "--json").json] == ["mlp-0001", "same"]
+    assert mnist("eval", "--checkpoint", "best.pt").code == 5
+    assert tree(outside) == before
+    assert store.find(root, str(outside)).path == outside
+
+
+def test_a_new_run_never_goes_through_a_link(tmp_path: Path, outside: Path) -> None:
+    root = tmp_path / "runs"
+    root.mkdir()
+    (root / "mlp-0001").symlink_to(outside)
+    (root / "mlp-0002").symlink_to(tmp_path / "nowhere")
+    before = tree(tmp_path / "outside")
+    run = store.create(root, "mlp")
+    assert run.name == "mlp-0003"
+    assert not run.path.is_symlink()
+    assert tree(tmp_path / "outside") == before
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_nothing_is_written_through_a_link(tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    run = store.create(tmp_path / "runs", "mlp")
+    writes: dict[str, Callable[[], object]] = {
+        "metrics.jsonl": lambda: run.append_metrics({"epoch": 1}),
+        "config.yaml": lambda: run.write_config("{}"),
+        "meta.json": lambda: run.write_meta({}),
+        "summary.json": lambda: run.write_summary({}),
+    }
+    for name, write in writes.items():
+        (run.path / name).symlink_to(victim)
+        if name == "metrics.jsonl":
+            with pytest.raises(UsageError, match=r"metrics\.jsonl is a link") as caught:
+                write()
+            assert caught.value.hint
+        else:  # replaced whole, and with it the link
+            write()
+            assert not (run.path / name).is_symlink()
+        assert victim.read_text() == "precious"
+
+
+def test_no_picture_is_drawn_through_a_link(mnist: Mnist, tmp_path: Path) -> None:
+    run = store.create(tmp_path / "runs", "mlp")
+    run.write_config("model: mlp\n")
+    (run.path / "plots").rmdir()
+    (tmp_path / "elsewhere").mkdir()
+    (run.path / "plots").symlink_to(tmp_path / "elsewhere")
+    ended = mnist("plot", "mlp-0001")
+    assert ended.code == 2
+    assert "plots is a link, through which nothing is written" in ended.err
+    assert not list((tmp_path / "elsewhere").iterdir())
+
+
+def test_pipes_and_folders_in_place_of_files_do_not_stop_a_listing(
+    mnist: Mnist, tmp_path: Path
+) -> None:
+    run = store.create(tmp_path / "runs", "mlp")
+    run.write_config("model: mlp\n")
+    os.mkfifo(run.path / "meta.json")
+    os.mkfifo(run.path / "metrics.jsonl")
+    (run.path / "summary.json").mkdir()
+    other = store.create(tmp_path / "runs", "cnn")
+    os.mkfifo(other.path / "config.yaml")
+    (other.path / "sweep.yaml").symlink_to("sweep.yaml")
+    assert [row["name"] for row in mnist("runs", "list", "--json").json] == ["mlp-0001"]
+    assert run.metrics() == []
+    (run.path / "meta.json").unlink()
+    (run.path / "meta.json").write_text("[" * 100_000)
+    assert run.meta() == {}
+
+
+def test_a_runs_directory_that_is_none_is_told(mnist: Mnist, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for place in ("x" * 300, str(tmp_path / "file"), "/dev/null"):
+        ended = mnist("train", *SMALL, "--runs-dir", place)
+        assert ended.code == 2
+        assert "cannot make a run" in ended.err
+    assert mnist("runs", "list", "--runs-dir", "x" * 300).code == 2
+    assert tree(tmp_path) == {"work", "file"}
+
+
+def test_a_path_that_is_too_long_is_the_users_to_mend(mnist: Mnist) -> None:
+    ended = mnist("eval", "--checkpoint", "x" * 300)
+    assert ended.code == 2
+    assert ended.err.startswith("error: ")
+    assert "too long" in ended.err
+
+
+# ------------------------------------------------------------------------------ whatever is typed
+
+names = st.one_of(
+    st.text(max_size=80),
+    st.text(st.sampled_from(list("a1-_./\\ ~\0\n:")), max_size=12),
+    st.from_regex(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", fullmatch=True),
+    st.sampled_from(NAMES),
+)
+
+
+@pytest.fixture(scope="module")
+def place() -> Iterator[Path]:
+    """A folder for examples, each with one of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder)
+
+
+def leave_everything(run: store.RunDirectory) -> None:
+    """Writes all that a run writes."""
+    run.write_config("{}")
+    run.write_meta({"status": "running"})
+    run.write_summary({"best": None})
+    run.append_metrics({"epoch": 1})
+    store.create_trial(run, 0).append_metrics({"epoch": 1})
+
+
+@settings(deadline=None, max_examples=60)
+@given(name=names)
+def test_whatever_the_name_nothing_is_written_outside_the_runs_directory(
+    place: Path, name: str
+) -> None:
+    with tempfile.TemporaryDirectory(dir=place) as own:
+        root = Path(own, "runs")
+        try:
+            run = store.create(root, name)
+        except UsageError:
+            assert not children(Path(own))
+        else:
+            leave_everything(run)
+            assert children(Path(own)) == {"runs"}
+            assert children(root) == {f"{name}-0001"}
+
+
+@settings(deadline=None)
+@given(name=names)
+def test_whatever_is_typed_for_a_name_becomes_itself_or_an_error(name: str) -> None:
+    flag = Flag("--name", "name", name)
+    try:
+        loaded = configs.load("mlp", flags=[flag])
+    except ConfigError:
+        with pytest.raises(ConfigError, match="--name"):  # and not of anything else
+            configs.load("mlp", flags=[flag])
+    else:
+        assert loaded.config.name == name
+        assert store.NAME.fullmatch(f"{name}-imported")
+
+
+def can_be_a_file(name: str) -> bool:
+    """Whether a file can be called that here."""
+    try:
+        return (
+            name not in ("", ".", "..") and not set("/\0") & set(name) and len(name.encode()) < 200
+        )
+    except UnicodeEncodeError:
+        return False
+
+
+file_names = names.filter(can_be_a_file)
+
+
+@settings(deadline=None)
+@given(file=file_names)
+def test_whatever_the_file_is_called_its_runs_are_in_the_runs_directory(
+    place: Path, file: str
+) -> None:
+    with tempfile.TemporaryDirectory(dir=place) as own:
+        config = Path(own, "configs", file)
+        config.parent.mkdir()
+        config.write_text("model: cnn\n")
+        loaded = configs.load(str(config)).config
+        again = configs.load_text(configs.dump(loaded), "config.yaml")
+        assert again.name == loaded.name
+        run = store.create(Path(own, "runs"), str(loaded.name))
+        leave_everything(run)
+        assert run.path.parent == Path(own, "runs")
+        assert children(Path(own)) == {"configs", "runs"}
+
+
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [
+        ("$(touch ran).yaml", "touch-ran-"),
+        ("...yaml", "config"),
+        ("-rf.yaml", "rf"),
+        ("con.yaml", "config"),
+        ("a\nb\x1b.yaml", "a-b-"),
+    ],
+)
+def test_a_whole_run_stays_where_runs_are(
+    mnist: Mnist, tmp_path: Path, file: str, name: str
+) -> None:
+    Path(file).write_text("model: {name: mlp, width: 2}\n")
+    assert mnist("train", f"--config={file}", *SMALL).code == 0
+    assert mnist("sweep", f"--config={file}", *SMALL, "--lrs", "1e-2,1e-3").code == 0
+    assert children(tmp_path) == {"work", "runs"}
+    assert children(tmp_path / "work") == {file}
+    assert children(tmp_path / "runs") == {f"{name}-0001", f"{name}-sweep-0001"}

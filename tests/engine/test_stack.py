@@ -1,0 +1,259 @@
+"""The replica rule: replica r of a stack is the run you would have got alone."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mnist_cli.config import Config, MlpModel
+from mnist_cli.data.dataset import Dataset, epoch_order, load
+from mnist_cli.engine.loop import Record, Training, batches, train
+from mnist_cli.engine.optimizers import Optimizer
+from mnist_cli.engine.stack import Stack
+from mnist_cli.models.losses import LOSSES
+from mnist_cli.models.modules import build, dropouts
+from mnist_cli.runs.run import prepare
+
+BATCH, EPOCHS, STEPS_PER_EPOCH = 32, 3, 4  # 120 training images: the last batch is smaller
+
+MODELS: dict[str, dict[str, Any]] = {
+    "logistic": {"name": "logistic"},
+    "mlp": {"name": "mlp", "depth": 3, "width": 16},
+    "mlp-sigmoid": {"name": "mlp", "hidden": [8], "activation": "sigmoid"},
+    "mlp-dropout": {"name": "mlp", "width": 16, "activation": "tanh", "dropout": 0.5},
+    "cnn": {"name": "cnn", "channels": [4, 4]},
+    "cnn-sequential": {"name": "cnn_sequential", "channels": [4, 4]},
+    "scratch": {"name": "scratch"},
+    "tensor-net": {"name": "tensor_net", "hidden": [8, 6]},
+}
+# What the config says, and what the plain loop does instead: the two are written apart on purpose.
+OPTIMIZERS: dict[str, tuple[dict[str, Any], Any]] = {
+    "sgd": ({"name": "sgd"}, lambda p, lr: torch.optim.SGD(p, lr=lr)),
+    "sgd-momentum": (
+        {"name": "sgd", "momentum": 0.9, "nesterov": True, "weight_decay": 5e-4},
+        lambda p, lr: torch.optim.SGD(p, lr=lr, momentum=0.9, nesterov=True, weight_decay=5e-4),
+    ),
+    "adam": ({"name": "adam"}, lambda p, lr: torch.optim.Adam(p, lr=lr)),
+    "adam-amsgrad": (
+        {"name": "adam", "betas": [0.8, 0.99], "weight_decay": 1e-2, "amsgrad": True},
+        lambda p, lr: torch.optim.Adam(
+            p, lr=lr, betas=(0.8, 0.99), weight_decay=1e-2, amsgrad=True
+        ),
+    ),
+    "adamw": ({"name": "adamw"}, lambda p, lr: torch.optim.AdamW(p, lr=lr)),
+    "rmsprop": (
+        {"name": "rmsprop", "momentum": 0.5, "centered": True},
+        lambda p, lr: torch.optim.RMSprop(p, lr=lr, momentum=0.5, centered=True),
+    ),
+    "scratch-sgd": ({"name": "scratch_sgd"}, lambda p, lr: torch.optim.SGD(p, lr=lr)),
+}
+SCHEDULERS: dict[str, tuple[dict[str, Any], Any]] = {
+    "constant": ({"name": "constant"}, lambda o: torch.optim.lr_scheduler.LambdaLR(o, lambda _: 1)),
+    "step": (
+        {"name": "step", "step_size": 3, "gamma": 0.5, "interval": "step"},
+        lambda o: torch.optim.lr_scheduler.StepLR(o, step_size=3, gamma=0.5),
+    ),
+    "multistep": (
+        {"name": "multistep", "milestones": [1, 2], "interval": "epoch"},
+        lambda o: torch.optim.lr_scheduler.MultiStepLR(o, milestones=[1, 2]),
+    ),
+    "cosine": (
+        {"name": "cosine", "T_max": 5, "eta_min": 1e-4, "interval": "step"},
+        lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, T_max=5, eta_min=1e-4),
+    ),
+}
+RATES = [1e-2, 3e-3, 1e-3]
+
+
+@pytest.fixture(scope="module")
+def data() -> Dataset:
+    config = Config.model_validate(
+        {"data": {"name": "synthetic", "size": 140, "split": "official"}}
+    )
+    return load(config.data, torch.device("cpu"), print)
+
+
+def config_of(model: str, optimizer: str, scheduler: str, **more: Any) -> Config:
+    return Config.model_validate(
+        {
+            "model": MODELS[model],
+            "optimizer": OPTIMIZERS[optimizer][0],
+            "scheduler": SCHEDULERS[scheduler][0],
+            **more,
+        }
+    )
+
+
+def train_stack(
+    config: Config,
+    data: Dataset,
+    rates: list[float],
+    seeds: list[int],
+    precision: str = "fp64",
+) -> tuple[Stack, list[list[Record]]]:
+    models = [build(config.model, data.shape, 10, seed) for seed in seeds]
+    stack = Stack(models, torch.device("cpu"), precision)
+    configs = [config.optimizer.model_copy(update={"lr": rate}) for rate in rates]
+    run = Training(
+        stack=stack,
+        optimizer=Optimizer([(each, config.scheduler) for each in configs], stack.parameters),
+        data=data,
+        loss=LOSSES[config.loss.name],
+        seeds=seeds,
+        steps=EPOCHS * STEPS_PER_EPOCH,
+        batch_size=BATCH,
+        shuffle=True,
+        reduction=config.loss.reduction,
+    )
+    return stack, list(train(run))
+
+
+def train_alone(
+    config: Config, optimizer: str, scheduler: str, data: Dataset, rate: float, seed: int
+) -> tuple[dict[str, Tensor], list[float]]:
+    """The plain loop: one model, stock torch, no stack."""
+    model = build(config.model, data.shape, 10, seed).double()
+    optim = OPTIMIZERS[optimizer][1](model.parameters(), rate)
+    schedule = SCHEDULERS[scheduler][1](optim)
+    per_step = getattr(config.scheduler, "interval", "epoch") == "step"
+    losses, step = [], 0
+    for epoch in range(EPOCHS):
+        total = 0.0
+        for index in epoch_order(seed, epoch, len(data.train), shuffle=True).split(BATCH):
+            for layer in dropouts(model):
+                layer.step.fill_(step)
+            images, labels = data.train.images[index].double() / 255, data.train.labels[index]
+            optim.zero_grad()
+            loss = F.cross_entropy(model(images), labels, reduction=config.loss.reduction)
+            loss.backward()
+            optim.step()
+            if per_step:
+                schedule.step()
+            total += loss.item() * (len(index) if config.loss.reduction == "mean" else 1)
+            step += 1
+        if not per_step:
+            schedule.step()
+        losses.append(total / len(data.train))
+    return model.state_dict(), losses
+
+
+def assert_same(stack: Stack, r: int, alone: dict[str, Tensor]) -> None:
+    state = stack.state_dict(r)
+    assert list(state) == list(alone)
+    for name, value in alone.items():
+        torch.testing.assert_close(state[name], value, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("model", MODELS)
+def test_replicas_are_the_runs_alone(
+    model: str, optimizer: str, scheduler: str, data: Dataset
+) -> None:
+    config = config_of(model, optimizer, scheduler)
+    seeds = [5, 5, 7]
+    stack, epochs = train_stack(config, data, RATES, seeds)
+    for r, (rate, seed) in enumerate(zip(RATES, seeds, strict=True)):
+        state, losses = train_alone(config, optimizer, scheduler, data, rate, seed)
+        assert_same(stack, r, state)
+        assert [records[r]["train/loss"] for records in epochs] == pytest.approx(losses, rel=1e-8)
+
+
+@pytest.mark.parametrize("replicas", [1, 3, 8])
+@pytest.mark.parametrize("shared", [True, False], ids=["shared order", "own orders"])
+def test_any_number_of_replicas_and_orders(replicas: int, shared: bool, data: Dataset) -> None:
+    config = config_of("mlp-dropout", "adam", "step")
+    seeds = [3] * replicas if shared else list(range(replicas))
+    rates = [1e-3 * (r + 1) for r in range(replicas)]
+    stack, _ = train_stack(config, data, rates, seeds)
+    for r in range(replicas):
+        state, _ = train_alone(config, "adam", "step", data, rates[r], seeds[r])
+        assert_same(stack, r, state)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_every_loss_and_reduction(loss: str, reduction: str, data: Dataset) -> None:
+    config = config_of("mlp", "sgd", "constant", loss={"name": loss, "reduction": reduction})
+    stack, epochs = train_stack(config, data, [1e-3, 1e-4], [0, 1])
+    for r, rate in enumerate([1e-3, 1e-4]):
+        state, losses = train_alone(config, "sgd", "constant", data, rate, r)
+        assert_same(stack, r, state)
+        assert [records[r]["train/loss"] for records in epochs] == pytest.approx(losses, rel=1e-8)
+
+
+def test_the_rule_is_seen_to_fail_when_one_learning_rate_is_wrong(data: Dataset) -> None:
+    config = config_of("mlp", "adam", "cosine")
+    stack, _ = train_stack(config, data, RATES, [0, 0, 0])
+    wrong, _ = train_alone(config, "adam", "cosine", data, RATES[1] * 1.0001, 0)
+    with pytest.raises(AssertionError):
+        assert_same(stack, 1, wrong)
+
+
+def test_the_rule_is_seen_to_fail_when_one_mask_is_wrong(data: Dataset) -> None:
+    config = config_of("mlp-dropout", "sgd", "constant")
+    stack, _ = train_stack(config, data, RATES, [0, 1, 2])
+    model = MlpModel.model_validate({**MODELS["mlp-dropout"], "dropout": 0.0})
+    dry = config.model_copy(update={"model": model})
+    wrong, _ = train_alone(dry, "sgd", "constant", data, RATES[0], 0)
+    wrong = dict(zip(stack.state_dict(0), wrong.values(), strict=True))
+    with pytest.raises(AssertionError):
+        assert_same(stack, 0, wrong)
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("optimizer", ["sgd-momentum", "adam", "rmsprop"])
+def test_a_diverging_replica_leaves_its_neighbours_as_they_were(
+    model: str, optimizer: str, data: Dataset
+) -> None:
+    config = config_of(model, optimizer, "constant")
+    calm, calm_epochs = train_stack(config, data, [1e-3, 1e-3, 1e-2], [0, 1, 2], "fp32")
+    wild, wild_epochs = train_stack(config, data, [1e-3, 1e38, 1e-2], [0, 1, 2], "fp32")
+    lost = wild.state_dict(1)
+    assert not all(torch.isfinite(value).all() for value in lost.values())
+    for r in (0, 2):
+        before, after = calm.state_dict(r), wild.state_dict(r)
+        assert all(torch.equal(before[name], after[name]) for name in before)
+        for a, b in zip(calm_epochs, wild_epochs, strict=True):
+            assert measured(a[r]) == measured(b[r])
+
+
+def measured(record: Record) -> dict[str, Any]:
+    return {key: value for key, value in record.items() if not key.startswith("time/")}
+
+
+def test_a_stack_ends_when_every_replica_has_diverged(data: Dataset) -> None:
+    config = config_of("mlp", "sgd", "constant")
+    _, epochs = train_stack(config, data, [1e38, 1e38], [0, 1], "fp32")
+    assert len(epochs) == 1
+
+
+def test_a_state_is_a_copy_that_its_plain_module_takes(data: Dataset) -> None:
+    config = config_of("cnn", "sgd", "constant")
+    stack, _ = train_stack(config, data, [1e-2, 1e-3], [0, 1], "fp32")
+    state = stack.state_dict(1)
+    plain = build(config.model, data.shape, 10, 9)
+    plain.load_state_dict(state)
+    images = data.val.images[:5].float() / 255
+    torch.testing.assert_close(stack(images[None])[1], plain(images), rtol=1e-5, atol=1e-6)
+    for value in state.values():
+        assert value.untyped_storage().nbytes() == value.numel() * value.element_size()
+    stack.load_state_dict(0, state)
+    assert all(torch.equal(stack.state_dict(0)[name], state[name]) for name in state)
+
+
+def test_batches_do_not_depend_on_how_the_run_was_cut(data: Dataset) -> None:
+    """The second half of an epoch, begun in its middle, sees the same images."""
+    config = config_of("logistic", "sgd", "constant", train={"steps": 7, "seed": 4})
+    config = config.model_copy(update={"data": config.data.model_copy(update={"batch_size": 32})})
+    run = prepare([config], data)
+    whole = list(batches(run, 0))
+    assert [labels.shape[1] for _, labels in whole] == [32, 32, 32, 24]
+    run = replace(run, step=6)
+    ((images, labels),) = batches(run, 1)  # steps 4 to 6 are the second epoch; 4 and 5 are done
+    order = epoch_order(4, 1, len(data.train), shuffle=True)[2 * BATCH : 3 * BATCH]
+    assert torch.equal(labels[0], data.train.labels[order])
+    assert torch.equal(images[0], data.train.images[order].float() / 255)

@@ -1,0 +1,336 @@
+"""Processes that do not know of each other in one runs directory: none harms what another does."""
+
+import json
+import os
+import platform
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mnist_cli.engine import loop as train
+from mnist_cli.runs import checkpoint as checkpoints
+from mnist_cli.runs import store
+from mnist_cli.runs.store import RunDirectory
+from tests.conftest import Ended, Mnist
+from tests.reliability.forked import Command, alive, calls, children, until
+
+SMALL = ("data={name: synthetic, size: 140, batch_size: 32}",)
+TRAIN = ("train", *SMALL, "--epochs", "3")
+LONG = ("train", *SMALL, "--epochs", "100000")
+WORKERS = ("--lrs", "1e-2,1e-3", "--fuse", "off", "--workers", "2")
+AT_ONCE = 2.0  # seconds a refusal may take: it waits half a second for whoever only looks
+
+
+pytestmark = pytest.mark.usefixtures("forked_alone")
+
+
+def status(folder: Path) -> str:
+    return RunDirectory(folder).status()
+
+
+def begun(folder: Path, epochs: int = 2) -> bool:
+    return len(RunDirectory(folder).metrics()) >= epochs
+
+
+# ------------------------------------------------------------------------------------- creating
+
+
+def test_many_that_begin_at_the_same_moment_have_folders_of_their_own(tmp_path: Path) -> None:
+    gate, count = tmp_path / "gate", 12
+
+    def before() -> None:
+        def wait_for_the_others() -> None:
+            until(gate.exists)
+
+        calls(store, "_numbers", 1, wait_for_the_others)
+
+    commands = [
+        Command(tmp_path, "train", *SMALL, "train.epochs=null", "train.steps=1", before=before)
+        for _ in range(count)
+    ]
+    time.sleep(0.2)
+    gate.touch()
+    said = [command.wait() for command in commands]
+    assert [ended.code for ended in said] == [0] * count, said
+    names = sorted(path.name for path in (tmp_path / "runs").iterdir())
+    assert names == [f"mlp-{number:04d}" for number in range(1, count + 1)]
+    assert sorted(ended.out.partition(":")[0] for ended in said) == names
+    pids = {RunDirectory(tmp_path / "runs" / name).meta()["pid"] for name in names}
+    assert pids == {command.pid for command in commands}
+    assert all(checkpoints.load(tmp_path / "runs" / n / "last.pt").step == 1 for n in names)
+
+
+# ------------------------------------------------------------------------------------- resuming
+
+
+def refused(ended: Ended, seconds: float, name: str, holder: Command) -> None:
+    assert ended.code == 1
+    assert ended.err == (
+        f"error: {name} is being trained by process {holder.pid} on {platform.node()}\n"
+        "hint: wait until it ends, or end it\n"
+    )
+    assert ended.out == ""
+    assert seconds < AT_ONCE
+
+
+def resume(tmp_path: Path, name: str) -> tuple[Ended, float]:
+    began = time.monotonic()
+    ended = Command(tmp_path, "resume", name).wait()
+    return ended, time.monotonic() - began
+
+
+@pytest.mark.parametrize("argv", [LONG, ("sweep", *LONG[1:], *WORKERS)], ids=["train", "workers"])
+def test_a_run_that_is_being_trained_is_not_resumed(argv: tuple[str, ...], tmp_path: Path) -> None:
+    holder = Command(tmp_path, *argv)
+    name = "mlp-0001" if argv is LONG else "mlp-sweep-0001"
+    folder = tmp_path / "runs" / name
+    one = folder if argv is LONG else folder / "trials" / "000"
+    until(lambda: begun(one))
+    before = (folder / "meta.json").read_bytes()
+    refused(*resume(tmp_path, name), name, holder)
+    assert (folder / "meta.json").read_bytes() == before
+    epochs = len(RunDirectory(one).metrics())
+    until(lambda: begun(one, epochs + 2))  # it was not disturbed
+    os.kill(holder.pid, signal.SIGTERM)
+    assert holder.wait().code == 143
+
+
+def test_of_two_that_resume_a_run_one_does(tmp_path: Path) -> None:
+    stopped = Command(tmp_path, *LONG)
+    folder = tmp_path / "runs" / "mlp-0001"
+    until(lambda: begun(folder))
+    os.kill(stopped.pid, signal.SIGINT)
+    assert stopped.wait().code == 130
+    pair = [Command(tmp_path, "resume", "mlp-0001") for _ in range(2)]
+    began = time.monotonic()
+    until(lambda: not all(command.running() for command in pair))
+    seconds = time.monotonic() - began
+    (loser,) = (command for command in pair if not command.running())
+    (winner,) = (command for command in pair if command.running())
+    refused(loser.wait(), seconds, "mlp-0001", winner)
+    epochs = len(RunDirectory(folder).metrics())
+    until(lambda: begun(folder, epochs + 2))
+    assert status(folder) == "running"
+    assert RunDirectory(folder).meta()["pid"] == winner.pid
+    os.kill(winner.pid, signal.SIGINT)
+    assert winner.wait().code == 130
+
+
+# --------------------------------------------------------------------------------- killed holders
+
+
+def test_who_was_killed_keeps_nobody_from_its_run(mnist: Mnist, tmp_path: Path) -> None:
+    folder = tmp_path / "runs" / "mlp-0001"
+    command = Command(tmp_path, *LONG)
+    until(lambda: begun(folder))
+    assert status(folder) == "running"
+    assert "resume" not in mnist("runs", "show", "mlp-0001").out
+    command.kill()
+    assert status(folder) == "dead"
+    (row,) = mnist("runs", "list", "--json").json
+    assert row["status"] == "dead"
+    assert " dead " in mnist("runs", "list").out
+    page = mnist("runs", "show", "mlp-0001").out
+    assert "status   dead\n" in page
+    assert page.splitlines()[-1].split(":")[1].strip() == "mnist resume mlp-0001"
+    again = Command(tmp_path, "resume", "mlp-0001")
+    epochs = len(RunDirectory(folder).metrics())
+    until(lambda: begun(folder, epochs + 2))
+    assert status(folder) == "running"
+    again.kill()
+
+
+def test_the_line_to_resume_a_run_elsewhere_names_its_folder(mnist: Mnist, tmp_path: Path) -> None:
+    elsewhere = str(tmp_path / "else where")
+
+    def before() -> None:
+        calls(train, "_step", 6, lambda: os.kill(os.getpid(), signal.SIGKILL))
+
+    command = Command(tmp_path, *TRAIN, "--runs-dir", elsewhere, before=before)
+    until(lambda: not command.running())
+    page = mnist("runs", "show", "mlp-0001", "--runs-dir", elsewhere).out
+    assert page.splitlines()[-1].endswith(f"mnist resume '{elsewhere}/mlp-0001'")
+    assert mnist("resume", f"{elsewhere}/mlp-0001").code == 0
+
+
+def test_no_worker_outlives_its_parent(mnist: Mnist, tmp_path: Path) -> None:
+    command = Command(tmp_path, "sweep", *SMALL, "--epochs", "100000", *WORKERS)
+    folder = tmp_path / "runs" / "mlp-sweep-0001"
+    until(lambda: begun(folder / "trials/000") and begun(folder / "trials/001"))
+    workers = list(children(command.pid))
+    assert len(workers) == 2
+    assert {RunDirectory(trial.path).meta()["pid"] for trial in RunDirectory(folder).trials()} == {
+        *workers
+    }
+    command.kill()
+    until(lambda: not any(map(alive, workers)), 2, "a worker goes on")
+    assert status(folder) == "dead"
+    assert status(folder / "trials" / "000") == "dead"
+    page = mnist("runs", "show", "mlp-sweep-0001/trials/001").out
+    assert page.rstrip().endswith("mnist resume mlp-sweep-0001")  # the whole of it goes on
+    again = Command(tmp_path, "resume", "mlp-sweep-0001")
+    epochs = len(RunDirectory(folder / "trials/001").metrics())
+    until(lambda: begun(folder / "trials/001", epochs + 2))
+    again.kill()
+
+
+def test_who_is_killed_while_its_workers_are_busy_blocks_nobody(tmp_path: Path) -> None:
+    """Whoever resumes at once may find the workers alive: they had the lock from their parent."""
+    command = Command(tmp_path, "sweep", *SMALL, "--epochs", "100000", *WORKERS)
+    folder = tmp_path / "runs" / "mlp-sweep-0001"
+    until(lambda: begun(folder / "trials/000") and begun(folder / "trials/001"))
+    command.kill()
+    again = Command(tmp_path, "resume", "mlp-sweep-0001")
+    epochs = len(RunDirectory(folder / "trials/001").metrics())
+    until(lambda: begun(folder / "trials/001", epochs + 2) or not again.running())
+    assert again.running(), again.err
+    again.kill()
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize("step", [2, 6], ids=["first epoch", "second epoch"])
+def test_a_killed_worker_fails_its_own_runs_only(
+    step: int, number: signal.Signals, mnist: Mnist, tmp_path: Path
+) -> None:
+    def before() -> None:
+        def then() -> None:
+            if RunDirectory(victim).meta().get("pid") == os.getpid():
+                os.kill(os.getpid(), number)
+
+        calls(train, "_step", step, then)
+
+    victim = tmp_path / "runs" / "mlp-sweep-0001" / "trials" / "001"
+    lrs = ("--lrs", "1e-2,1e-3,1e-4", "--fuse", "off", "--workers", "2")
+    command = Command(tmp_path, "sweep", *SMALL, "--epochs", "3", *lrs, "--json", before=before)
+    ended = command.wait()
+    assert ended.code == 3
+    trials = ended.json["trials"]
+    assert [trial["status"] for trial in trials] == ["finished", "failed", "finished"]
+    assert ended.json["status"] == "failed"
+    assert ended.json["best"]["run"] != trials[1]["run"]
+    assert "error: 1 of 3 runs failed: mlp-sweep-0001/trials/001\n" in ended.err
+    meta = RunDirectory(victim).meta()
+    assert meta["status"] == "failed"
+    why = "killed (SIGKILL)" if number == signal.SIGKILL else "ended with exit code 143"
+    assert why in meta["error"]
+    assert mnist("resume", "mlp-sweep-0001").code == 0
+    assert {trial.status() for trial in RunDirectory(victim.parents[1]).trials()} == {"finished"}
+
+
+# ------------------------------------------------------------------------------------ looking on
+
+
+@pytest.mark.parametrize("argv", [("train",), ("sweep", *WORKERS)], ids=["train", "workers"])
+def test_who_looks_on_sees_nothing_torn(
+    argv: tuple[str, ...], mnist: Mnist, tmp_path: Path
+) -> None:
+    """Whatever is polled at any moment is whole and agrees with itself."""
+    command = Command(tmp_path, *argv, *SMALL, "--epochs", "40")
+    name = "mlp-0001" if argv == ("train",) else "mlp-sweep-0001"
+    seen: list[str] = []
+    most = 0
+    while command.running():
+        rows = mnist("runs", "list", "--json")
+        assert (rows.code, rows.err) == (0, "")
+        for row in rows.json:
+            seen.append(row["status"])
+            assert row["name"] == name
+            if row["status"] == "finished":
+                assert row["best"]["val/acc"] > 0
+                assert row["checkpoint"]
+        if not rows.json:
+            continue
+        one = name if argv == ("train",) else f"{name}/trials/001"
+        if not (tmp_path / "runs" / one / "config.yaml").exists():
+            continue
+        page = mnist("runs", "show", one, "--json")
+        assert (page.code, page.err) == (0, "")
+        epochs = [record["epoch"] for record in page.json["metrics"]]
+        assert epochs == list(range(1, len(epochs) + 1))
+        assert len(epochs) >= most  # it only grows
+        most = len(epochs)
+        if page.json["meta"]["status"] == "finished":
+            assert page.json["summary"]["epochs"] == most == 40
+        assert mnist("runs", "show", one).code == 0
+    assert command.wait().code == 0
+    assert set(seen) <= {"waiting", "running", "finished"}, seen  # never dead, never unknown
+    assert "running" in seen
+    assert most > 0
+    assert mnist("runs", "list", "--json").json[0]["status"] == "finished"
+
+
+def test_a_run_that_ends_while_it_is_looked_at_is_not_dead(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was running when its status was read, and had let go when its lock was tried."""
+    folder = store.create(tmp_path / "runs", "mlp")
+    folder.write_meta({"status": "running"})
+
+    def ends(self: RunDirectory) -> bool:
+        self.write_meta({"status": "finished"})
+        return False
+
+    monkeypatch.setattr(RunDirectory, "_is_held", ends)
+    assert folder.status() == "finished"
+
+
+@pytest.mark.parametrize(
+    "argv", [TRAIN, ("sweep", *TRAIN[1:], "--lrs", "1e-2")], ids=["run", "sweep"]
+)
+def test_who_says_that_it_ended_has_said_how(
+    argv: tuple[str, ...], mnist: Mnist, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told, write = [], RunDirectory.write_meta
+
+    def spy(self: RunDirectory, meta: Any) -> None:
+        if meta["status"] == "finished":
+            told.append((self.name, self.summary().get("status")))
+        write(self, meta)
+
+    monkeypatch.setattr(RunDirectory, "write_meta", spy)
+    assert mnist(*argv).code == 0
+    assert {status for _, status in told} == {"finished"}
+    assert len({name for name, _ in told}) == (1 if argv is TRAIN else 2)
+
+
+def test_who_only_looks_keeps_nobody_from_training(tmp_path: Path) -> None:
+    """Looking takes the lock for a moment; whoever trains waits that long."""
+    stopped = Command(tmp_path, *LONG)
+    folder = RunDirectory(tmp_path / "runs" / "mlp-0001")
+    until(lambda: begun(folder.path))
+    stopped.kill()
+    over = threading.Event()
+
+    def look() -> None:
+        while not over.is_set():
+            folder.status()
+            time.sleep(0.001)
+
+    threads = [threading.Thread(target=look) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    try:
+        for _ in range(10):
+            with folder.hold():
+                pass
+    finally:
+        over.set()
+        for thread in threads:
+            thread.join()
+
+
+def test_a_holder_says_who_it_is_from_the_first_moment(tmp_path: Path) -> None:
+    folder = store.create(tmp_path / "runs", "mlp")
+    meta: dict[str, Any] = {"status": "interrupted", "pid": 1, "host": "elsewhere"}
+    folder.write_meta(meta)
+    with folder.hold():
+        told = json.loads((folder.path / "meta.json").read_text())
+        assert (told["pid"], told["host"]) == (os.getpid(), platform.node())
+        assert told["status"] == "interrupted"
+    folder.write_meta(meta | {"status": "finished"})
+    with folder.hold():  # of what has ended it stays written who trained it
+        assert folder.meta()["pid"] == 1

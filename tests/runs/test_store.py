@@ -1,0 +1,132 @@
+"""The runs directory: folders made race-free, files whole or not there, reading them back."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mnist_cli.data import durable
+from mnist_cli.errors import UsageError
+from mnist_cli.runs import store
+
+
+def test_folders_are_numbered_and_numbers_do_not_depend_on_other_names(tmp_path: Path) -> None:
+    root = tmp_path / "runs"
+    names = [store.create(root, name).name for name in ("mlp", "mlp", "mlp-sweep", "cnn", "mlp")]
+    assert names == ["mlp-0001", "mlp-0002", "mlp-sweep-0001", "cnn-0001", "mlp-0003"]
+
+
+def test_many_processes_get_a_folder_each(tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from mnist_cli.runs import store\n"
+        "for _ in range(20): print(store.create(Path(sys.argv[1]), 'mlp').name)"
+    )
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True
+        )
+        for _ in range(4)
+    ]
+    names = [name for process in processes for name in process.communicate()[0].split()]
+    assert sorted(names) == [f"mlp-{number:04d}" for number in range(1, 81)]
+
+
+def test_a_file_is_replaced_whole_or_stays_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "summary.json"
+    durable.replace(path, b"old")
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        durable.replace(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["summary.json"]
+
+
+def test_files_have_the_mode_that_open_would_give(tmp_path: Path) -> None:
+    durable.replace(tmp_path / "a", b"")
+    (tmp_path / "b").touch()
+    assert (tmp_path / "a").stat().st_mode == (tmp_path / "b").stat().st_mode
+
+
+def record(epoch: int, loss: float) -> dict[str, float]:
+    return dict.fromkeys(sorted(store.RECORD), 0.5) | {"epoch": epoch, "val/loss": loss}
+
+
+def test_metrics_skip_a_torn_last_line(tmp_path: Path) -> None:
+    run = store.create(tmp_path, "mlp")
+    assert run.metrics() == []
+    run.append_metrics(record(1, 0.5))
+    run.append_metrics(record(2, float("nan")))
+    with (run.path / "metrics.jsonl").open("ab") as file:
+        file.write(b'{"epoch": 3, "val')
+    assert [(r["epoch"], r["val/loss"]) for r in run.metrics()] == [(1, 0.5), (2, None)]
+
+
+@pytest.mark.parametrize("line", [b"{", b"\xff\xfe", b"[1]", b'{"epoch": 1}', b""])
+def test_a_damaged_line_in_the_middle_is_named(tmp_path: Path, line: bytes) -> None:
+    run = store.create(tmp_path, "mlp")
+    run.append_metrics(record(1, 0.5))
+    durable.append(run.path / "metrics.jsonl", line + b"\n")
+    with pytest.raises(UsageError, match=r"metrics\.jsonl: line 2 is not the record of an epoch"):
+        run.metrics()
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"best": 3}', '{"trials": [{}]}', '{"trials": 3}'])
+def test_a_damaged_summary_is_none(tmp_path: Path, text: str) -> None:
+    run = store.create(tmp_path, "mlp")
+    (run.path / "summary.json").write_text(text)
+    assert run.summary() == {}
+
+
+def test_a_copied_folder_tells_its_own_name_and_place(tmp_path: Path) -> None:
+    run = store.create(tmp_path, "mlp")
+    run.write_config("{}")
+    run.best.touch()
+    run.write_summary({"run": "mlp-0001", "best": None, "checkpoint": str(run.best)})
+    moved = store.RunDirectory(run.path.rename(tmp_path / "renamed"))
+    summary = moved.summary()
+    assert (summary["run"], summary["checkpoint"]) == ("renamed", str(tmp_path / "renamed/best.pt"))
+
+
+def test_json_files_are_json_whatever_is_measured(tmp_path: Path) -> None:
+    run = store.create(tmp_path, "mlp")
+    run.write_summary({"a": float("inf"), "b": [float("nan"), 1], "c": {"d": 2.5}})
+    text = (run.path / "summary.json").read_text()
+    assert json.loads(text, parse_constant=pytest.fail) == {
+        "a": None,
+        "b": [None, 1],
+        "c": {"d": 2.5},
+    }
+
+
+def test_runs_are_found_by_name_or_path_oldest_first(tmp_path: Path) -> None:
+    for name in ("b", "a"):
+        run = store.create(tmp_path, name)
+        run.write_config("{}")
+        run.write_meta(store.new_meta())
+    (tmp_path / "not-a-run").mkdir()
+    assert [run.name for run in store.all_runs(tmp_path)] == ["b-0001", "a-0001"]
+    assert store.find(tmp_path, "a-0001").path == tmp_path / "a-0001"
+    assert store.find(Path("elsewhere"), str(tmp_path / "a-0001")).name == "a-0001"
+    with pytest.raises(UsageError) as caught:
+        store.find(tmp_path, "a-001")
+    assert caught.value.hint == "did you mean a-0001, b-0001?"
+
+
+def test_meta_holds_no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SECRET_TOKEN", "hunter2")
+    assert "hunter2" not in json.dumps(store.new_meta(device="cpu"))
+
+
+def test_a_runs_directory_that_cannot_be_made_is_a_usage_error(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match="cannot make a run"):
+        store.create(tmp_path / "file" / "runs", "mlp")
