@@ -51,7 +51,7 @@ def bench(
     if plot and (plot.is_dir() or not plot.absolute().parent.is_dir()):
         raise UsageError(f"--plot: {plot} cannot be written", "give a file in a folder that exists")
 
-    from mnist_cli.runs.run import resolve_device
+    from mnist_cli.engine.device import resolve_device
     from mnist_cli.sweeps import bench as benches
 
     works = benches.chosen(only)

@@ -172,8 +172,9 @@ def sweep(
     tell_origin(loaded)
     _tell_split(loaded.config)
 
+    from mnist_cli.engine.device import resolve_device
     from mnist_cli.report import tables
-    from mnist_cli.runs.run import Datasets, resolve_device
+    from mnist_cli.runs.run import Datasets
     from mnist_cli.sweeps.sweep import Sweep, expand, group, separators
 
     trials = expand(loaded.config)

@@ -7,13 +7,14 @@ import torch
 
 from mnist_cli.config import Config
 from mnist_cli.data.dataset import Split, form, scale
+from mnist_cli.engine.device import resolve_device
 from mnist_cli.engine.loop import evaluate, probabilities
 from mnist_cli.engine.stack import Stack
 from mnist_cli.models.losses import LOSSES
 from mnist_cli.models.modules import build
 from mnist_cli.runs import checkpoint as checkpoints
 from mnist_cli.runs.checkpoint import Checkpoint
-from mnist_cli.runs.run import Datasets, resolve_device
+from mnist_cli.runs.run import Datasets
 
 
 def restore(state: Checkpoint, config: Config) -> Stack:

@@ -1,14 +1,11 @@
 """From configs to finished run folders: builds the stack, drains the loop into the store."""
 
-import ctypes
-import functools
 import math
 import os
 import shlex
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Self, cast
 
@@ -18,41 +15,13 @@ import torch
 from mnist_cli import config as configs
 from mnist_cli.config import Config
 from mnist_cli.data.dataset import Dataset, load
-from mnist_cli.engine.loop import Record, Training, evaluate, train
-from mnist_cli.engine.optimizers import Optimizer
-from mnist_cli.engine.stack import PRECISIONS, Stack
+from mnist_cli.engine.device import computing, describe_device, resolve_device
+from mnist_cli.engine.loop import Record, evaluate, prepare, train
 from mnist_cli.errors import INTERRUPTIONS, CheckpointError, UsageError, in_words
-from mnist_cli.models.losses import LOSSES
-from mnist_cli.models.modules import build
 from mnist_cli.runs import checkpoint as checkpoints
 from mnist_cli.runs import interrupts, store
 from mnist_cli.runs.checkpoint import Checkpoint
 from mnist_cli.runs.store import RunDirectory, Status
-
-
-def resolve_device(name: str) -> torch.device:
-    """The device of a config's `train.device`.
-
-    Raises:
-        UsageError: it is not there; names those that are.
-    """
-    available = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
-    if name == "auto":
-        return torch.device(available[1] if len(available) > 1 else "cpu")
-    wanted = "cuda:0" if name == "cuda" else name
-    if wanted not in available:
-        raise UsageError(
-            f"train.device: there is no {name} here", f"available: {', '.join(available)}"
-        )
-    return torch.device(wanted)
-
-
-def describe_device(device: torch.device) -> str:
-    """A device in words: what it is, and on a CPU with how many threads."""
-    if device.type == "cuda":
-        return f"{device} ({torch.cuda.get_device_name(device)})"
-    threads = torch.get_num_threads()
-    return f"cpu, {threads} thread{'s' * (threads > 1)}"
 
 
 class Datasets:
@@ -314,91 +283,6 @@ def ending(runs: Sequence[Run]) -> Iterator[None]:
                         unsaid.append(why)
         if unsaid and status == "finished":
             raise unsaid[0]
-
-
-def prepare(configs: Sequence[Config], data: Dataset) -> Training:
-    """A stack of runs about to begin, on the device of its data.
-
-    Args:
-        configs: of each replica; they differ only in what a stack can hold apart. Replicas that
-            share a seed are neighbours, best in groups of one size: they share their batches.
-        data: the data set of all of them.
-    """
-    config = configs[0]
-    if config.train.precision == "bf16":
-        # A CPU makes bfloat16 of bytes so slowly that it took a fifth of E5's step.
-        data = replace(data, train=data.train.held_as(PRECISIONS["bf16"].products))
-    seeds = [each.train.seed for each in configs]
-    models = [build(config.model, data.shape, len(data.classes), seed) for seed in seeds]
-    stack = Stack(models, data.train.images.device, config.train.precision)
-    limits = [each.train.clip_grad_norm for each in configs]
-    clip = torch.tensor(
-        [math.inf if limit is None else limit for limit in limits],
-        dtype=PRECISIONS[config.train.precision].weights,
-    )
-    return Training(
-        stack=stack,
-        optimizer=Optimizer([(c.optimizer, c.scheduler) for c in configs], stack.parameters),
-        data=data,
-        loss=LOSSES[config.loss.name],
-        seeds=seeds,
-        steps=config.steps(len(data.train)),
-        batch_size=config.data.batch_size,
-        shuffle=config.data.shuffle,
-        reduction=config.loss.reduction,
-        clip=clip.to(stack.device) if any(limits) else None,
-        compile=config.train.compile,
-    )
-
-
-@contextmanager
-def threaded(number: int) -> Iterator[int]:
-    """Has torch compute with so many CPU threads for a while; gives how many it had."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(number)
-    try:
-        yield before
-    finally:
-        torch.set_num_threads(before)
-
-
-@contextmanager
-def computing(threads: int, precision: str) -> Iterator[None]:
-    """Sets for a while what torch keeps for the whole process.
-
-    Args:
-        threads: CPU threads.
-        precision: as in `train.precision`.
-    """
-    cuda = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
-    # What an optimizer remembers of a weight that no longer learns fades to numbers below 1e-38,
-    # with which a CPU computes up to a hundred times slower, and stays there.
-    torch.set_flush_denormal(True)
-    _keep_memory()
-    try:
-        with threaded(threads):
-            yield
-    finally:
-        torch.set_flush_denormal(False)
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = cuda
-
-
-@functools.cache
-def _keep_memory() -> None:
-    """Has the C library keep what a step frees, as the next step wants the same again.
-
-    Otherwise glibc gives blocks of some size back to the system, which clears every page of them
-    anew: a fifth of the time of a step of the convolutional network.
-    """
-    if sys.platform == "linux":
-        with suppress(OSError, AttributeError):  # another C library
-            mallopt = ctypes.CDLL(None).mallopt
-            mallopt(_M_MMAP_THRESHOLD, 32 << 20)  # the most there can be
-            mallopt(_M_TRIM_THRESHOLD, 256 << 20)
-
-
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
 class StackRun:

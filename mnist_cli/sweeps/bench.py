@@ -20,8 +20,8 @@ import torch
 
 from mnist_cli import config as configs
 from mnist_cli.config import Config, with_settings
+from mnist_cli.engine.device import computing, threaded
 from mnist_cli.errors import RunError, UsageError
-from mnist_cli.runs.run import computing, threaded
 from mnist_cli.sweeps.bench_steps import Engine, Limit, Material, Subject, Tutorial
 from mnist_cli.sweeps.plan import Plan, can_fork, cores, plan
 from mnist_cli.sweeps.workers import Died, Send, in_processes

@@ -14,10 +14,9 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from mnist_cli.config import AdamOptimizer, Config, SgdOptimizer
 from mnist_cli.data.dataset import Dataset, Split
-from mnist_cli.engine.loop import Record, train
+from mnist_cli.engine.loop import Record, prepare, train
 from mnist_cli.engine.stack import PRECISIONS
 from mnist_cli.models.modules import Shape, build
-from mnist_cli.runs.run import prepare
 
 INK = 0.19  # the share of MNIST's pixels that are not 0
 

@@ -10,12 +10,11 @@ import torch
 
 from mnist_cli.config import Config, StepScheduler
 from mnist_cli.data.dataset import Dataset, load
-from mnist_cli.engine.loop import train
+from mnist_cli.engine.loop import prepare, train
 from mnist_cli.engine.optimizers import clip_grad_norm, learning_rate
 from mnist_cli.models.modules import build
 from mnist_cli.report import plots
 from mnist_cli.runs import checkpoint as checkpoints
-from mnist_cli.runs.run import prepare
 from mnist_cli.runs.store import RunDirectory
 from tests.conftest import Mnist
 

@@ -19,11 +19,11 @@ from torch.func import functional_call, stack_module_state, vmap
 from mnist_cli.config import Config
 from mnist_cli.data.dataset import Dataset, epoch_order, load
 from mnist_cli.engine.batched import batched
-from mnist_cli.engine.loop import Training, train
+from mnist_cli.engine.loop import Training, prepare, train
 from mnist_cli.models.modules import build, cost
 from mnist_cli.runs import store
 from mnist_cli.runs.checkpoint import load as load_checkpoint
-from mnist_cli.runs.run import Datasets, Run, prepare
+from mnist_cli.runs.run import Datasets, Run
 from mnist_cli.sweeps import executors
 from mnist_cli.sweeps import plan as plans
 from mnist_cli.sweeps.sweep import Sweep, expand, group

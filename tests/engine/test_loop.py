@@ -8,8 +8,7 @@ import torch.nn.functional as F
 
 from mnist_cli.config import Config
 from mnist_cli.data.dataset import Dataset, epoch_order, load
-from mnist_cli.engine.loop import Record, Training, evaluate, train
-from mnist_cli.runs.run import prepare
+from mnist_cli.engine.loop import Record, Training, evaluate, prepare, train
 
 
 def training(**sections: Any) -> Training:

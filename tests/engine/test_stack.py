@@ -10,12 +10,11 @@ from torch import Tensor
 
 from mnist_cli.config import Config, MlpModel
 from mnist_cli.data.dataset import Dataset, epoch_order, load
-from mnist_cli.engine.loop import Record, Training, batches, train
+from mnist_cli.engine.loop import Record, Training, batches, prepare, train
 from mnist_cli.engine.optimizers import Optimizer
 from mnist_cli.engine.stack import Stack
 from mnist_cli.models.losses import LOSSES
 from mnist_cli.models.modules import build, dropouts
-from mnist_cli.runs.run import prepare
 
 BATCH, EPOCHS, STEPS_PER_EPOCH = 32, 3, 4  # 120 training images: the last batch is smaller
 
