@@ -51,8 +51,8 @@ def evaluate(
 
     from mnist_cli.report import tables
     from mnist_cli.runs import checkpoint as checkpoints
+    from mnist_cli.runs.datasets import Datasets
     from mnist_cli.runs.evaluate import measure
-    from mnist_cli.runs.run import Datasets
 
     state = checkpoints.load(path)
     settings = _checkpoint_config(state.config, path, overrides or (), given(device=device))

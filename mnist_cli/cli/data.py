@@ -96,7 +96,7 @@ def data_show(
 
     from mnist_cli.data.prepared import data_dir
     from mnist_cli.report import plots, tables
-    from mnist_cli.runs.run import Datasets
+    from mnist_cli.runs.datasets import Datasets
 
     data = Datasets(console(stderr=True).print).get(settings)
     images = data.split(split)

@@ -69,8 +69,8 @@ def plot(
 
     from mnist_cli.report import plots
     from mnist_cli.runs import checkpoint as checkpoints
+    from mnist_cli.runs.datasets import Datasets
     from mnist_cli.runs.evaluate import classify
-    from mnist_cli.runs.run import Datasets
 
     drawn = plots.draw(folder)
     if folder.best.exists():

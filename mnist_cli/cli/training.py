@@ -1,4 +1,4 @@
-"""`mnist train` and `mnist sweep`."""
+"""`mnist train`, `mnist sweep` and `mnist resume`."""
 
 import shlex
 import sys
@@ -36,12 +36,15 @@ from mnist_cli.errors import (
     in_words,
     remedy,
 )
+from mnist_cli.report import tables
 from mnist_cli.runs import interrupts, store
 from mnist_cli.runs.interrupts import Terminated
+from mnist_cli.sweeps.expand import Trial, expand, group, separators
 
 if TYPE_CHECKING:
-    from mnist_cli.runs.run import Datasets, Run
-    from mnist_cli.sweeps.plan import Plan
+    from mnist_cli.runs.datasets import Datasets
+    from mnist_cli.runs.run import Run
+    from mnist_cli.sweeps.plan import Plan, StackPlan
     from mnist_cli.sweeps.sweep import Sweep
 
 
@@ -68,68 +71,27 @@ def train(
     chosen = loaded.config.model_copy(update={"sweep": swept})
     human = human_console(as_json)
     tell_origin(loaded)
-    _tell_split(loaded.config)
+    _note_open_test_set(loaded.config)
 
-    from mnist_cli.report import tables
-    from mnist_cli.runs.run import Datasets, Run
-    from mnist_cli.sweeps.plan import plan
-    from mnist_cli.sweeps.sweep import Sweep, expand
+    from mnist_cli.runs import run as runs
+    from mnist_cli.runs.datasets import Datasets
+    from mnist_cli.sweeps import sweep as sweeps
 
     datasets = Datasets(console(stderr=True).print)
     datasets.get(chosen)  # first of all: a run without its data or device leaves no folder
-    root, name = store.runs_root(runs_dir), chosen.name or "run"
+    root, title = store.runs_root(runs_dir), chosen.name or "run"
     if swept:
-        expand(chosen)  # may fail, and would leave an empty folder
-        with _training(lambda: store.create(root, f"{name}-seeds")) as folder:
-            fused = fuse == "on"
-            made = Sweep.create(chosen, folder, test=False, fuse=fused, workers=workers)
-            deal = made.deal(datasets, fuse=fused, workers=workers)
-            _run_sweep(made, deal, datasets, human, as_json)
+        with _held(lambda: store.create(root, f"{title}-seeds")) as folder:
+            made = sweeps.create(
+                chosen, expand(chosen), folder, test=False, fuse=fuse == "on", workers=workers
+            )
+            plan = sweeps.partition(made, datasets)
+            _train_sweep(made, plan, datasets, human, as_json)
         return
-    with _training(lambda: store.create(root, name)) as folder:
-        run = Run.create(chosen, folder)
+    with _held(lambda: store.create(root, title)) as folder:
+        run = runs.create(chosen, folder)
         human.print(f"{folder.name}: {tables.experiment(chosen)}")
-        threads = plan([[0]], [chosen], [datasets.get(chosen)]).parts[0].threads
-        _run_one(run, threads, datasets, human, as_json)
-
-
-def _run_one(run: "Run", threads: int, datasets: "Datasets", human: Console, as_json: bool) -> None:
-    """Trains a run and tells what came of it, whatever came of it."""
-    from mnist_cli.report import tables
-    from mnist_cli.report.live import Display
-    from mnist_cli.sweeps.executors import Failed, InProcess, Part
-
-    display = Display(console(stderr=True), {})
-    with display.live(), closing(InProcess(datasets).run([Part([run], threads)])) as events:
-        for event in events:
-            display.show(event)
-            if isinstance(event, Failed):
-                raise _failure(run.folder, event.error) from event.error
-    _show_reference(human, run.config, [run])
-    if run.best:
-        human.print(
-            f"best: epoch {run.best['epoch']}, val acc {tables.percent(run.best['val/acc'])}, "
-            f"val loss {tables.loss(run.best['val/loss'])}, "
-            f"{tables.duration(run.seconds)} in all"
-        )
-        tell_checkpoint(human, run.folder.best)
-    if as_json:
-        print_json(run.summary())
-    _draw(run.folder)  # last: whoever has no patience for pictures has seen the figures
-    if run.status == "diverged":
-        raise RunError(
-            f"{run.folder.name} diverged: its loss is no longer finite in epoch {len(run.records)}",
-            "try a lower learning rate: --lr",
-        )
-
-
-def _failure(folder: store.RunDirectory, error: Exception) -> MnistError:
-    """What to say of a run that failed: why, and how it goes on."""
-    if isinstance(error, MnistError):
-        return error
-    hint, goes_on = remedy(error), f"go on with: {_resume(folder)}"
-    why = f"{folder.name} failed: {in_words(error)}"
-    return RunError(why, f"{hint}; {goes_on}" if hint else goes_on)
+        _train_run(run, _plan_alone(run, datasets), datasets, human, as_json)
 
 
 def sweep(
@@ -170,36 +132,25 @@ def sweep(
             )
     human = human_console(as_json)
     tell_origin(loaded)
-    _tell_split(loaded.config)
-
-    from mnist_cli.engine.device import resolve_device
-    from mnist_cli.report import tables
-    from mnist_cli.runs.run import Datasets
-    from mnist_cli.sweeps.sweep import Sweep, expand, group, separators
-
+    _note_open_test_set(loaded.config)
     trials = expand(loaded.config)
     if dry_run:
-        stacks = group(trials)
-        why = separators(stacks)
-        told = f"{tables.counted(len(trials), 'run')} in {tables.counted(len(stacks), 'stack')}"
-        human.print(told + (f"; one stack has one {', one '.join(why)}" if why else ""))
-        stack_of = {trial.index: n for n, stack in enumerate(stacks, 1) for trial in stack}
-        human.print(tables.plan_table(trials, stack_of))
-        if as_json:
-            rows = [{"stack": stack_of[trial.index], **trial.settings} for trial in trials]
-            print_json({"runs": rows, "separated_by": why})
+        _show_plan(trials, human, as_json)
         return
+
+    from mnist_cli.engine.device import resolve_device
+    from mnist_cli.runs.datasets import Datasets
+    from mnist_cli.sweeps import sweep as sweeps
+
     datasets = Datasets(console(stderr=True).print)
     for wanted in {trial.config.train.device for trial in trials}:
         resolve_device(wanted)
     for trial in {trial.config.data.name: trial for trial in trials}.values():
         datasets.get(trial.config)
-    root, name = store.runs_root(runs_dir), f"{loaded.config.name or 'run'}-sweep"
-    with _training(lambda: store.create(root, name)) as folder:
-        fused = fuse == "on"
-        swept = Sweep.create(loaded.config, folder, fuse=fused, workers=workers)
-        deal = swept.deal(datasets, fuse=fused, workers=workers)
-        _run_sweep(swept, deal, datasets, human, as_json)
+    root, title = store.runs_root(runs_dir), f"{loaded.config.name or 'run'}-sweep"
+    with _held(lambda: store.create(root, title)) as folder:
+        made = sweeps.create(loaded.config, trials, folder, fuse=fuse == "on", workers=workers)
+        _train_sweep(made, sweeps.partition(made, datasets), datasets, human, as_json)
 
 
 def resume(
@@ -228,95 +179,178 @@ def resume(
             f"start another: mnist train --config {shlex.quote(str(folder.config_path))} "
             f"{shlex.join(changes)}",
         )
-    whole = store.RunDirectory(folder.path.resolve().parents[1])
-    if folder.path.resolve().parent.name == "trials" and whole.is_sweep:
-        raise UsageError(f"{folder.name} goes on with its sweep", f"go on with: {_resume(whole)}")
-    human = human_console(as_json)
-    note = console(stderr=True).print
-    with _training(lambda: folder):
-        from mnist_cli.report import tables
-        from mnist_cli.runs.run import Datasets, Run
-        from mnist_cli.sweeps.sweep import Sweep
+    owner = store.RunDirectory(folder.path.resolve()).owner
+    if owner.path != folder.path.resolve() and owner.is_sweep:
+        raise UsageError(f"{folder.name} goes on with its sweep", f"go on with: {_resume(owner)}")
+    human, note = human_console(as_json), console(stderr=True).print
 
+    from mnist_cli.runs.datasets import Datasets
+
+    with _held(lambda: folder):
         datasets = Datasets(note)
-        if folder.is_sweep:
-            swept = Sweep.reopen(folder, epochs, note)
-            if all(one.status != "waiting" for one in swept.runs) and swept.status == "finished":
-                human.print(f"{folder.name} is finished: {len(swept.runs)} runs")
-                if as_json:
-                    print_json(swept.folder.summary())
-                return
-            _run_sweep(swept, swept.deal_again(datasets, workers), datasets, human, as_json)
-            return
-        one = Run.reopen(folder, epochs, note)
-        if one.status != "waiting":
-            human.print(f"{folder.name} is {one.status}: {len(one.records)} epochs")
-            if as_json:
-                print_json(one.summary())
-            return
-        done = f" from epoch {len(one.records) + 1}" if one.records else ""
-        human.print(f"{folder.name} goes on{done}: {tables.experiment(one.config)}")
-        threads = one.meta.get("threads")
-        if not isinstance(threads, int):
-            from mnist_cli.sweeps.plan import plan
-
-            threads = plan([[0]], [one.config], [datasets.get(one.config)]).parts[0].threads
-        _run_one(one, threads, datasets, human, as_json)
+        go_on = _resume_sweep if folder.is_sweep else _resume_run
+        go_on(folder, epochs, workers, datasets, human, as_json)
 
 
-def _tell_split(config: Config) -> None:
-    splits = {config.data.split, *config.sweep.get("data.split", ())}
-    if "official" in splits:
+def _resume_run(
+    folder: store.RunDirectory,
+    epochs: int | None,
+    _: int | None,
+    datasets: "Datasets",
+    human: Console,
+    as_json: bool,
+) -> None:
+    from mnist_cli.runs import run as runs
+    from mnist_cli.sweeps.plan import StackPlan
+
+    run = runs.reopen(folder, epochs, console(stderr=True).print)
+    if run.status != "waiting":
+        human.print(f"{folder.name} is {run.status}: {len(run.records)} epochs")
+        if as_json:
+            print_json(runs.summary(run))
+        return
+    done = f" from epoch {len(run.records) + 1}" if run.records else ""
+    human.print(f"{folder.name} goes on{done}: {tables.experiment(run.config)}")
+    threads = run.meta.get("threads")
+    plan = StackPlan((0,), threads) if threads else _plan_alone(run, datasets)
+    _train_run(run, plan, datasets, human, as_json)
+
+
+def _resume_sweep(
+    folder: store.RunDirectory,
+    epochs: int | None,
+    workers: int | None,
+    datasets: "Datasets",
+    human: Console,
+    as_json: bool,
+) -> None:
+    from mnist_cli.sweeps import sweep as sweeps
+
+    reopened = sweeps.reopen(folder, epochs, console(stderr=True).print)
+    if reopened.status == "finished":
+        human.print(f"{folder.name} is finished: {len(reopened.runs)} runs")
+        if as_json:
+            print_json(folder.summary())
+        return
+    plan = sweeps.restore_partition(reopened, datasets, workers)
+    _train_sweep(reopened, plan, datasets, human, as_json)
+
+
+def _plan_alone(run: "Run", datasets: "Datasets") -> "StackPlan":
+    from mnist_cli.sweeps.plan import plan
+
+    return plan([[0]], [run.config], [datasets.get(run.config)]).stacks[0]
+
+
+def _train_run(
+    run: "Run", plan: "StackPlan", datasets: "Datasets", human: Console, as_json: bool
+) -> None:
+    """Trains a run and shows what came of it."""
+    from mnist_cli.report.live import Display
+    from mnist_cli.runs.run import summary
+    from mnist_cli.sweeps.driver import drive
+    from mnist_cli.sweeps.executors import InProcess
+    from mnist_cli.sweeps.jobs import Failed
+
+    display = Display(console(stderr=True), {})
+    with display.live(), closing(drive([run], [plan], InProcess(datasets))) as events:
+        for event in events:
+            display.show(event)
+            if isinstance(event, Failed):
+                raise _failure(run.folder, event.error) from event.error
+    _show_reference(human, run.config, [run])
+    if run.best:
+        human.print(
+            f"best: epoch {run.best['epoch']}, val acc {tables.percent(run.best['val/acc'])}, "
+            f"val loss {tables.loss(run.best['val/loss'])}, "
+            f"{tables.duration(run.seconds)} in all"
+        )
+        tell_checkpoint(human, run.folder.best)
+    if as_json:
+        print_json(summary(run))
+    _draw(run.folder)  # last: whoever has no patience for pictures has seen the figures
+    if run.status == "diverged":
+        raise RunError(
+            f"{run.folder.name} diverged: its loss is no longer finite in epoch {len(run.records)}",
+            "try a lower learning rate: --lr",
+        )
+
+
+def _train_sweep(
+    sweep: "Sweep", plan: "Plan", datasets: "Datasets", human: Console, as_json: bool
+) -> None:
+    """Trains a sweep and shows what came of it."""
+    from mnist_cli.report.live import Display
+    from mnist_cli.sweeps import executors
+    from mnist_cli.sweeps import sweep as sweeps
+    from mnist_cli.sweeps.jobs import Failed
+
+    processes = f" in {plan.workers} processes" if plan.workers > 1 else ""
+    human.print(
+        f"{sweep.folder.name}: {tables.counted(len(sweep.runs), 'run')} in "
+        f"{tables.counted(len(plan.stacks), 'stack')}{processes}: "
+        f"{tables.experiment(sweep.config)}"
+    )
+    executor: executors.Executor = (
+        executors.LocalProcesses(datasets, plan.workers)
+        if plan.workers > 1
+        else executors.InProcess(datasets)
+    )
+    labels = {
+        run.folder.name: trial.settings for run, trial in zip(sweep.runs, sweep.trials, strict=True)
+    }
+    display, failures = Display(console(stderr=True), labels), list[Exception]()
+    with (
+        display.live(),
+        closing(sweeps.run(sweep, plan.stacks, executor, datasets)) as events,
+    ):
+        for event in events:
+            display.show(event)
+            failures += [event.error] if isinstance(event, Failed) else []
+    summary = sweeps.summary(sweep)
+    for part in tables.ranking(summary, sweep.config.train.select):
+        human.print(part)
+    _show_reference(human, sweep.config, sweep.runs, sweep.test)
+    if summary["best"]:
+        human.print(f"{tables.duration(sweep.seconds)} in all")
+        tell_checkpoint(human, sweep.folder.best)
+    if as_json:
+        print_json(summary)
+    _draw(sweep.folder)
+    failed = [run.folder.name for run in sweep.runs if run.status == "failed"]
+    if failed:
+        cause = failures[0] if failures else None  # which --debug shows
+        raise SweepError(
+            f"{len(failed)} of {len(sweep.runs)} runs failed: {', '.join(failed)}",
+            f"the meta.json of each says why; go on with: {_resume(sweep.folder)}",
+        ) from cause
+    if sweep.status == "diverged":
+        raise RunError("every run diverged", "try lower learning rates: --lrs")
+
+
+def _show_plan(trials: Sequence[Trial], human: Console, as_json: bool) -> None:
+    """The runs of a sweep and which of them train together; nothing is run."""
+    stacks = group(trials)
+    keys = separators(stacks)
+    counts = f"{tables.counted(len(trials), 'run')} in {tables.counted(len(stacks), 'stack')}"
+    human.print(counts + (f"; one stack has one {', one '.join(keys)}" if keys else ""))
+    stack_of = {trial.index: n for n, stack in enumerate(stacks, 1) for trial in stack}
+    human.print(tables.plan_table(trials, stack_of))
+    if as_json:
+        rows = [{"stack": stack_of[trial.index], **trial.settings} for trial in trials]
+        print_json({"runs": rows, "separated_by": keys})
+
+
+def _note_open_test_set(config: Config) -> None:
+    if "official" in {config.data.split, *config.sweep.get("data.split", ())}:
         console(stderr=True).print(
             "note: the test set validates (data.split: official), so selection sees it"
         )
 
 
-def _run_sweep(
-    swept: "Sweep", deal: "Plan", datasets: "Datasets", human: Console, as_json: bool
-) -> None:
-    """Trains a sweep and tells what came of it, whatever came of it."""
-    from mnist_cli.report import tables
-    from mnist_cli.report.live import Display
-    from mnist_cli.sweeps import executors
-
-    processes = f" in {deal.workers} processes" if deal.workers > 1 else ""
-    human.print(
-        f"{swept.folder.name}: {tables.counted(len(swept.runs), 'run')} in "
-        f"{tables.counted(len(deal.parts), 'stack')}{processes}: "
-        f"{tables.experiment(swept.config)}"
-    )
-    executor: executors.Executor = (
-        executors.Workers(datasets, deal.workers)
-        if deal.workers > 1
-        else executors.InProcess(datasets)
-    )
-    labels = {
-        run.folder.name: trial.settings for run, trial in zip(swept.runs, swept.trials, strict=True)
-    }
-    display, failures = Display(console(stderr=True), labels), list[Exception]()
-    with display.live(), closing(swept.run(executor, deal.parts, datasets)) as events:
-        for event in events:
-            display.show(event)
-            failures += [event.error] if isinstance(event, executors.Failed) else []
-    summary = swept.summary()
-    for part in tables.ranking(summary, swept.config.train.select):
-        human.print(part)
-    _show_reference(human, swept.config, swept.runs, swept.test)
-    if swept.winner:
-        human.print(f"{tables.duration(summary['seconds'])} in all")
-        tell_checkpoint(human, swept.folder.best)
-    if as_json:
-        print_json(summary)
-    _draw(swept.folder)
-    _exit_of_sweep(swept, failures)
-
-
 def _show_reference(
     human: Console, config: Config, runs: Sequence["Run"], best: dict[str, float] | None = None
 ) -> None:
-    from mnist_cli.report import tables
-
     if config.reference is None:
         return
     measured = [(dict(run.config.settings()), run.figures) for run in runs]
@@ -327,7 +361,7 @@ def _show_reference(
 
 
 def _draw(folder: store.RunDirectory) -> None:
-    """Draws the pictures of a finished run; what was trained is not lost if they cannot be."""
+    """Draws the plots of a finished run; what was trained is not lost if they cannot be."""
     from mnist_cli.report import plots
 
     try:
@@ -336,16 +370,13 @@ def _draw(folder: store.RunDirectory) -> None:
         print(f"warning: the pictures could not be drawn: {error}", file=sys.stderr)
 
 
-def _exit_of_sweep(swept: "Sweep", failures: Sequence[Exception]) -> None:
-    failed = [run.folder.name for run in swept.runs if run.status == "failed"]
-    if failed:
-        cause = failures[0] if failures else None  # which --debug shows
-        raise SweepError(
-            f"{len(failed)} of {len(swept.runs)} runs failed: {', '.join(failed)}",
-            f"the meta.json of each says why; go on with: {_resume(swept.folder)}",
-        ) from cause
-    if swept.status == "diverged":
-        raise RunError("every run diverged", "try lower learning rates: --lrs")
+def _failure(folder: store.RunDirectory, error: Exception) -> MnistError:
+    """What to say of a run that failed: why, and how it goes on."""
+    if isinstance(error, MnistError):
+        return error
+    hint, go_on = remedy(error), f"go on with: {_resume(folder)}"
+    why = f"{folder.name} failed: {in_words(error)}"
+    return RunError(why, f"{hint}; {go_on}" if hint else go_on)
 
 
 def _resume(folder: store.RunDirectory) -> str:
@@ -354,35 +385,39 @@ def _resume(folder: store.RunDirectory) -> str:
 
 
 @contextmanager
-def _training(begin: Callable[[], store.RunDirectory]) -> Iterator[store.RunDirectory]:
+def _held(begin: Callable[[], store.RunDirectory]) -> Iterator[store.RunDirectory]:
     """Keeps a run to this process; if it is interrupted, it says so, and how to go on.
 
     Args:
         begin: makes or finds its folder.
     """
+    from mnist_cli.runs.run import hold, mark_interrupted
+
     folder = None
     try:
         with ExitStack() as held:
             try:
                 with interrupts.held():
                     folder = begin()
-                    held.enter_context(folder.hold())
+                    held.enter_context(hold(folder))
                 yield folder
             except (KeyboardInterrupt, Terminated):
                 if folder:
                     with suppress(OSError):
-                        folder.interrupt()
+                        mark_interrupted(folder)
                 raise
     except (KeyboardInterrupt, Terminated) as interruption:
         if not folder or folder.status() != "interrupted":  # it had ended, or had not begun
             raise
         if folder.is_sweep:
-            statuses = [str(trial.meta().get("status")) for trial in folder.trials()]
-            told = f"{statuses.count('finished')} of {len(statuses)} runs are finished, "
-            told += "finished epochs of the others saved"
+            statuses = [trial.meta().get("status") for trial in folder.trials()]
+            saved = (
+                f"{statuses.count('finished')} of {len(statuses)} runs are finished, "
+                "finished epochs of the others saved"
+            )
         else:
-            told = f"{folder.summary().get('epochs', 0)} finished epochs are saved"
-        print(f"interrupted: {told} in {folder.path}", file=sys.stderr)
+            saved = f"{folder.summary().get('epochs', 0)} finished epochs are saved"
+        print(f"interrupted: {saved} in {folder.path}", file=sys.stderr)
         print(f"hint: go on with: {_resume(folder)}", file=sys.stderr)
         code = interruption.code if isinstance(interruption, Terminated) else 130
         raise SystemExit(code) from None

@@ -11,7 +11,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from mnist_cli.errors import in_words
 from mnist_cli.report import tables
 from mnist_cli.runs.run import Run
-from mnist_cli.sweeps.executors import Epoch, Event, Failed, Started
+from mnist_cli.sweeps.jobs import Epoch, Event, Failed, Started
 
 
 class Display:
@@ -62,9 +62,9 @@ class Display:
         match event:
             case Started():
                 self._start(event)
-            case Epoch(runs, records):
+            case Epoch(runs=runs, records=records):
                 self._epoch(runs, records)
-            case Failed(runs, error):
+            case Failed(runs=runs, error=error):
                 names = ", ".join(run.folder.name for run in runs)
                 self._console.print(f"failed: {names}: {type(error).__name__}: {in_words(error)}")
 

@@ -59,7 +59,8 @@ def draw(folder: RunDirectory) -> list[Path]:
     title = f"{folder.name}\n{experiment(config)}"
     folder.plots.mkdir(exist_ok=True)
     if not folder.is_sweep:
-        best = (folder.summary().get("best") or {}).get("epoch")
+        top = folder.summary().get("best")
+        best = top.get("epoch") if top else None
         return _run_curves(folder.plots / "curves.png", title, folder.metrics(), best)
     trials = folder.summary().get("trials", [])
     ranked = rank(trials, config.train.select)

@@ -21,7 +21,7 @@ from mnist_cli.runs.store import RunDirectory
 from mnist_cli.sweeps.stats import Sample, Setting, distinct, rank
 
 if TYPE_CHECKING:
-    from mnist_cli.sweeps.sweep import Trial
+    from mnist_cli.sweeps.expand import Trial
 
 Record = Mapping[str, Any]
 
@@ -395,7 +395,8 @@ def run_page(run: RunDirectory, status: str) -> Iterator[RenderableType]:
         yield from ranking(summary, select)
     if records := run.metrics():
         made = table(">epoch", ">train loss", ">train acc", ">val loss", ">val acc", ">lr", ">took")
-        best = (summary.get("best") or {}).get("epoch")
+        top = summary.get("best")
+        best = top.get("epoch") if top else None
         for record in records:
             made.add_row(
                 str(record["epoch"]),
@@ -408,8 +409,8 @@ def run_page(run: RunDirectory, status: str) -> Iterator[RenderableType]:
                 style="bold green" if record["epoch"] == best else None,
             )
         yield made
-    if summary.get("checkpoint"):
-        yield f"to evaluate it: mnist eval --checkpoint {shlex.quote(summary['checkpoint'])}"
+    if checkpoint := summary.get("checkpoint"):
+        yield f"to evaluate it: mnist eval --checkpoint {shlex.quote(checkpoint)}"
 
 
 def prediction(image: str, probabilities: Mapping[str, float]) -> str:

@@ -14,7 +14,7 @@ from mnist_cli.models.losses import LOSSES
 from mnist_cli.models.modules import build
 from mnist_cli.runs import checkpoint as checkpoints
 from mnist_cli.runs.checkpoint import Checkpoint
-from mnist_cli.runs.run import Datasets
+from mnist_cli.runs.datasets import Datasets
 
 
 def restore(state: Checkpoint, config: Config) -> Stack:

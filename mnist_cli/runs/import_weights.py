@@ -21,7 +21,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mnist_cli import config as configs
 from mnist_cli.config import Config
 from mnist_cli.data import pickles
 from mnist_cli.data.dataset import form
@@ -31,6 +30,7 @@ from mnist_cli.models.modules import build
 from mnist_cli.runs import checkpoint as checkpoints
 from mnist_cli.runs import store
 from mnist_cli.runs.checkpoint import Checkpoint
+from mnist_cli.runs.run import record_import
 from mnist_cli.runs.store import RunDirectory
 
 Format = Literal["pickle", "npz", "safetensors", "torch"]
@@ -174,22 +174,8 @@ def adopt(weights: Weights, config: Config, root: Path) -> tuple[RunDirectory, b
     state, rounded = fit(model, weights, PRECISIONS[config.train.precision].weights)
     folder = store.create(root, f"{config.name or 'run'}-imported")
     checkpoints.save(folder.best, Checkpoint(config.resolved(), 0, 0, {}, state))
-    meta = store.new_meta(
-        weights={"file": weights.path.name, "format": weights.format, "sha256": weights.sha256}
-    )
-    meta["versions"] |= {"torch": torch.__version__, "numpy": np.__version__}
-    folder.write_meta(meta | {"status": "imported", "ended": store.now()})
-    folder.write_summary(
-        {
-            "run": folder.name,
-            "status": "imported",
-            "epochs": 0,
-            "seconds": 0.0,
-            "best": None,
-            "checkpoint": str(folder.best),
-        }
-    )
-    folder.write_config(configs.dump(config))  # last: what has a config is a run
+    source = {"file": weights.path.name, "format": weights.format, "sha256": weights.sha256}
+    record_import(folder, config, source)
     return folder, rounded
 
 

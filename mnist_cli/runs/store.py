@@ -1,35 +1,106 @@
-"""The runs directory: run and sweep folders, their files, and reading them back.
+"""The runs directory: run and sweep folders, where their files are, and reading them back.
 
 A folder is the whole of a run: what it was asked, where it ran, what was measured, its weights.
+Nothing here changes a run: `runs.run` and `sweeps.sweep` write.
 """
 
-import functools
+import difflib
 import json
 import os
-import platform
 import re
-import shutil
-import subprocess
-import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, Required, cast
 
-from filelock import FileLock, Timeout
+from pydantic import AfterValidator, ConfigDict, TypeAdapter, ValidationError, with_config
+from typing_extensions import TypedDict  # pydantic, which needs it itself, asks for this one
 
-from mnist_cli import __version__
 from mnist_cli.data import durable
-from mnist_cli.errors import RunError, UsageError
-from mnist_cli.runs import interrupts
+from mnist_cli.errors import UsageError
+from mnist_cli.runs import lock
 
 RECORD = {"epoch", "lr", "train/loss", "train/acc", "val/loss", "val/acc"}  # what all epochs have
-SCHEMA = 1  # of meta.json and summary.json
-META_KINDS = {"status": str, "versions": dict, "resumed": list, "error": str, "workers": int}
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")  # of a folder, without its number
+SETTING = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*")
 Status = Literal["waiting", "running", "finished", "diverged", "failed", "interrupted", "imported"]
+
+_STRICT = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
+
+# The best epoch of a run, or a trial of a sweep with its swept settings besides.
+Row = TypedDict(
+    "Row",
+    {
+        "run": str,
+        "status": str,
+        "epoch": int,
+        "seconds": float,
+        "val/loss": Required[float | None],
+        "val/acc": Required[float | None],
+        "test/loss": float,
+        "test/acc": float,
+    },
+    total=False,
+)
+Row.__pydantic_config__ = _STRICT  # type: ignore[attr-defined]
+
+
+def _settings_are_names(row: Row) -> Row:
+    """Settings become parts of file names (of plots), so none may be a path."""
+    if not all(key in Row.__annotations__ or SETTING.fullmatch(key) for key in row):
+        raise ValueError("a swept setting is not the name of one")
+    return row
+
+
+@with_config(_STRICT)
+class Summary(TypedDict, total=False):
+    """What `summary.json` holds: `run` and `epochs` of a run, `sweep` and `trials` of a sweep."""
+
+    run: str
+    sweep: str
+    status: str
+    epochs: int
+    diverged: int  # the epoch in which the loss was no longer finite
+    seconds: float
+    precision: str
+    best: Annotated[Row, AfterValidator(_settings_are_names)] | None
+    final: dict[str, float]
+    trials: list[Annotated[Row, AfterValidator(_settings_are_names)]]
+    checkpoint: str | None
+
+
+@with_config(_STRICT)
+class Meta(TypedDict, total=False):
+    """What `meta.json` holds: how a run goes on, where and by whom it is trained."""
+
+    schema: int
+    status: str
+    started: str
+    ended: str
+    seconds: float
+    pid: int
+    host: str
+    argv: list[str]
+    git: str | None
+    versions: dict[str, str]
+    device: str
+    threads: int
+    data: dict[str, str]
+    weights: dict[str, str]  # of a run that was imported: the file they come from
+    runs_in_stack: int
+    error: str
+    epochs: int  # how many there shall be, once more were asked for than at the start
+    resumed: list[str]
+    # Of a sweep:
+    runs: int
+    test: bool  # whether the winner is measured on the test split
+    fuse: bool
+    workers: int | None
+    stacks: list[dict[str, Any]]  # how the runs were dealt out: a `StackPlan` each
+    tested: dict[str, Any]  # what was measured on the test split, and of which weights
+
+
+_META, _SUMMARY = TypeAdapter(Meta), TypeAdapter(Summary)
 
 
 def runs_root(given: Path | None) -> Path:
@@ -39,7 +110,7 @@ def runs_root(given: Path | None) -> Path:
 
 @dataclass(frozen=True)
 class RunDirectory:
-    """The folder of one run, for writing while it goes on and for reading at any time.
+    """The folder of a run or a sweep, read at any time, also while it is being trained.
 
     Attributes:
         path: the folder.
@@ -50,9 +121,7 @@ class RunDirectory:
     @property
     def name(self) -> str:
         """What the run is called: its folder, after that of its sweep if it is part of one."""
-        if self.path.parent.name == "trials":
-            return "/".join(self.path.parts[-3:])
-        return self.path.name
+        return "/".join(self.path.parts[-3:]) if self.is_trial else self.path.name
 
     @property
     def best(self) -> Path:
@@ -61,130 +130,46 @@ class RunDirectory:
 
     @property
     def last(self) -> Path:
-        """The checkpoint of the last finished epoch, with what continuing needs."""
+        """The checkpoint of the last committed epoch, with what continuing needs."""
         return self.path / "last.pt"
 
     @property
+    def metrics_path(self) -> Path:
+        """One JSON object per epoch, one on each line."""
+        return self.path / "metrics.jsonl"
+
+    @property
     def plots(self) -> Path:
-        """Where its pictures are.
+        """Where its plots are.
 
         Raises:
             UsageError: it is a link.
         """
-        return _no_link(self.path / "plots")
+        return refuse_link(self.path / "plots")
 
-    def write_config(self, text: str, name: str = "config.yaml") -> None:
-        """Saves the resolved config."""
-        durable.replace(self.path / name, text.encode())
+    @property
+    def is_sweep(self) -> bool:
+        """Whether this is the folder of a sweep, whose runs are in `trials/`."""
+        return (self.path / "sweep.yaml").is_file()
 
-    def write_meta(self, meta: Mapping[str, Any]) -> None:
-        """Saves where and how the run goes on, in place of what was said before."""
-        durable.replace(self.path / "meta.json", _json(meta))
-
-    def write_summary(self, summary: Mapping[str, Any]) -> None:
-        """Saves what came of it."""
-        durable.replace(self.path / "summary.json", _json(summary))
-
-    def append_metrics(self, record: Mapping[str, Any]) -> None:
-        """Adds one epoch's record; what is not finite becomes null, which JSON can say.
-
-        Raises:
-            UsageError: the file is a link.
-        """
-        durable.append(_no_link(self.path / "metrics.jsonl"), _line(record))
-
-    def write_metrics(self, records: Sequence[Mapping[str, Any]]) -> str:
-        """Makes the file of metrics hold exactly these records: what was cut off or is more goes.
-
-        Returns:
-            What was wrong with it, in words; empty if nothing was.
-
-        Raises:
-            UsageError: the file is a link.
-        """
-        path = _no_link(self.path / "metrics.jsonl")
-        found = path.read_bytes() if path.is_file() else b""
-        wanted = b"".join(_line(record) for record in records)
-        if found == wanted:
-            return ""
-        durable.replace(path, wanted)
-        if not found.startswith(wanted):
-            return "lines were missing or damaged"
-        extra = found[len(wanted) :].count(b"\n")
-        if not extra:
-            return "the last line was torn"
-        return f"{extra} epoch{'s' * (extra != 1)} had not been committed"
-
-    @contextmanager
-    def hold(self) -> Iterator[None]:
-        """Keeps every other process from training this run; the system lets go if this one dies.
-
-        What a killed process left half-written in the folder is removed. A run that has not ended
-        says from then on who trains it.
-
-        Raises:
-            RunError: another process has it.
-            OSError: nothing can be written there.
-        """
-        lock = FileLock(self.path / ".lock")
-        try:
-            # Not at once: whoever asks whether it is held has it for a moment.
-            lock.acquire(timeout=0.5)
-        except Timeout:
-            meta = self.meta()
-            who = f"process {meta.get('pid', 'unknown')} on {meta.get('host', 'another machine')}"
-            raise RunError(
-                f"{self.name} is being trained by {who}", "wait until it ends, or end it"
-            ) from None
-        try:
-            durable.clear(self.path)
-            meta = self.meta()
-            if meta.get("status") in ("running", "waiting", "interrupted", "failed"):
-                self.write_meta(meta | _who())
-            yield
-        finally:
-            lock.release()
-
-    def status(self) -> str:
-        """How the run goes on, as it says; `dead` if it says that it does and nobody trains it."""
-        told = self._told()
-        if told not in ("running", "waiting") or self.owner._is_held():
-            return told
-        again = self._told()  # it may have ended before it was let go
-        return "dead" if again in ("running", "waiting") else again
-
-    def _told(self) -> str:
-        return str(self.meta().get("status", "unknown"))
+    @property
+    def is_trial(self) -> bool:
+        """Whether this is the folder of one run of a sweep."""
+        return self.path.parent.name == "trials"
 
     @property
     def owner(self) -> "RunDirectory":
         """The folder that is trained and resumed as a whole: that of the sweep, for a trial."""
-        is_trial = self.path.parent.name == "trials"
-        return RunDirectory(self.path.parents[1]) if is_trial else self
+        return RunDirectory(self.path.parents[1]) if self.is_trial else self
 
-    def _is_held(self) -> bool:
-        path = self.path / ".lock"
-        if not path.is_file():
-            return False
-        lock = FileLock(path)
-        try:
-            lock.acquire(timeout=0)
-        except (Timeout, OSError):
-            return True
-        lock.release()
-        return False
+    def trial(self, index: int) -> "RunDirectory":
+        """One run of a sweep, by its place in the order asked for."""
+        return RunDirectory(self.path / "trials" / f"{index:03d}")
 
-    def interrupt(self) -> None:
-        """Says of everything in it that has not ended that it was interrupted; held by the caller.
-
-        A folder that had not become a run yet goes.
-        """
-        with interrupts.held():
-            if not _is_run(self.path):
-                shutil.rmtree(self.path, ignore_errors=True)
-            for run in (*self.trials(), self):
-                if (meta := run.meta()).get("status") in ("running", "waiting"):
-                    run.write_meta(meta | {"status": "interrupted", "ended": now()})
+    def trials(self) -> "list[RunDirectory]":
+        """The runs of a sweep whose folders are there, in the order asked for."""
+        found = [RunDirectory(path) for path in (self.path / "trials").glob("*") if _is_run(path)]
+        return sorted(found, key=lambda run: (len(run.path.name), run.path.name))
 
     @property
     def config_path(self) -> Path:
@@ -202,34 +187,41 @@ class RunDirectory:
         except (OSError, UnicodeDecodeError) as error:
             raise UsageError(f"{self.config_path}: cannot be read: {error}") from error
 
-    def meta(self) -> dict[str, Any]:
-        """What `write_meta` saved, less what cannot be meant; empty when there is none to read."""
-        found = _read_json(self.path / "meta.json")
-        sound = {k: v for k, v in found.items() if isinstance(v, META_KINDS.get(k, object))}
-        return {**sound, "versions": sound.get("versions", {})} if sound else {}
+    def meta(self) -> Meta:
+        """How the run goes on, where and by whom; empty when there is none to read."""
+        return cast("Meta", _read(_META, self.path / "meta.json") or {})
 
-    def summary(self) -> dict[str, Any]:
-        """What `write_summary` saved, with the folder's own name and place; empty without one.
+    def summary(self) -> Summary:
+        """What came of it, with the folder's own name and place; empty without a sound one.
 
-        A folder may have been copied or renamed since, and a file damaged.
+        A folder may have been copied or renamed since.
         """
-        summary = _read_json(self.path / "summary.json")
-        best, trials = summary.get("best"), summary.get("trials", [])
-        sound = isinstance(trials, list) and all(
-            isinstance(trial, dict) and {"run", "status", "val/loss", "val/acc"} <= trial.keys()
-            for trial in trials
-        )
-        if not summary or not sound or not isinstance(best, dict | None):
-            return {}
-        if not all(map(_has_numbers, (summary, best or {}, *trials))):
+        summary = cast("Summary", _read(_SUMMARY, self.path / "summary.json") or {})
+        if not summary:
             return {}
         summary["sweep" if self.is_sweep else "run"] = self.name
         summary["checkpoint"] = str(self.best) if self.best.exists() else None
-        for index, trial in enumerate(trials):
+        for index, trial in enumerate(summary.get("trials", ())):
             trial["run"] = self.trial(index).name
+        best = summary.get("best")
         if best and "run" in best:
-            best["run"] = f"{self.name}/trials/{Path(str(best['run'])).name}"
+            best["run"] = f"{self.name}/trials/{Path(best['run']).name}"
         return summary
+
+    def status(self) -> str:
+        """How the run goes on, as it says.
+
+        But `dead` if it says that it does and no process trains it, and `damaged` if its summary
+        cannot be read.
+        """
+        said = self.meta().get("status", "unknown")
+        if said in ("waiting", "running"):
+            if lock.is_held(self.owner.path):
+                return said
+            said = self.meta().get("status", "unknown")  # it may have ended before it was released
+            return "dead" if said in ("waiting", "running") else said
+        damaged = (self.path / "summary.json").exists() and not self.summary()
+        return "damaged" if damaged else said
 
     def metrics(self) -> list[dict[str, Any]]:
         """One record per epoch; a last line that was cut off is not one.
@@ -237,7 +229,7 @@ class RunDirectory:
         Raises:
             UsageError: a line before the last is damaged.
         """
-        path = self.path / "metrics.jsonl"
+        path = self.metrics_path
         try:
             lines = path.read_bytes().split(b"\n")[:-1] if path.is_file() else []
         except OSError:
@@ -252,20 +244,6 @@ class RunDirectory:
                 raise UsageError(f"{path}: line {number} is not the record of an epoch")
             records.append(record)
         return records
-
-    @property
-    def is_sweep(self) -> bool:
-        """Whether this is the folder of a sweep, whose runs are in `trials/`."""
-        return (self.path / "sweep.yaml").is_file()
-
-    def trial(self, index: int) -> "RunDirectory":
-        """One run of a sweep, by its place in the order asked for."""
-        return RunDirectory(self.path / "trials" / f"{index:03d}")
-
-    def trials(self) -> "list[RunDirectory]":
-        """The runs of a sweep whose folders are there, in the order asked for."""
-        found = [RunDirectory(path) for path in (self.path / "trials").glob("*") if _is_run(path)]
-        return sorted(found, key=lambda run: (len(run.path.name), run.path.name))
 
 
 def create(root: Path, name: str) -> RunDirectory:
@@ -302,7 +280,7 @@ def create_trial(sweep: RunDirectory, index: int) -> RunDirectory:
     """Makes the folder of one run of a sweep, unless it is there."""
     trial = sweep.trial(index)
     for folder in (trial.path.parent, trial.path):
-        if not folder.is_dir():
+        if not refuse_link(folder).is_dir():
             durable.make_folder(folder)
     return trial
 
@@ -319,7 +297,8 @@ def all_runs(root: Path) -> list[RunDirectory]:
         return []
     except OSError as error:
         raise UsageError(f"the runs in {root} cannot be read: {error.strerror}") from error
-    return [RunDirectory(path) for path in sorted(found, key=lambda p: (_started(p), p.name))]
+    runs = [RunDirectory(path) for path in found]
+    return sorted(runs, key=lambda run: (run.meta().get("started", ""), run.name))
 
 
 def find(root: Path, name: str) -> RunDirectory:
@@ -343,48 +322,31 @@ def find(root: Path, name: str) -> RunDirectory:
             f"{path} has no config.yaml: it ended before it began, or lost it",
             "start it again with mnist train or mnist sweep",
         )
-    import difflib  # noqa: PLC0415 - only an error needs it
-
-    known = [run.path.name for run in all_runs(root)]
-    near = difflib.get_close_matches(name, known, n=3)
+    near = difflib.get_close_matches(name, [run.name for run in all_runs(root)], n=3)
     hint = f"did you mean {', '.join(near)}?" if near else "`mnist runs list` shows what there is"
     raise UsageError(f"no run {name!r} in {root}", hint)
 
 
 def newest_checkpoint(root: Path, file_name: str) -> Path | None:
     """That file of the newest run or sweep that has it."""
-    for run in reversed(all_runs(root)):
-        if (run.path / file_name).is_file():
-            return run.path / file_name
-    return None
+    found = (run.path / file_name for run in reversed(all_runs(root)))
+    return next((path for path in found if path.is_file()), None)
 
 
-def new_meta(**more: Any) -> dict[str, Any]:
-    """What a run tells about itself when it starts: no environment, no secrets."""
-    return {
-        "schema": SCHEMA,
-        "status": "running",
-        "started": now(),
-        "argv": sys.argv[1:],
-        **_who(),
-        "git": _git_commit(),
-        "versions": {"mnist": __version__, "python": platform.python_version()},
-        **more,
-    }
+def refuse_link(path: Path) -> Path:
+    """The same path, which is about to be written to: through a link that could be anywhere.
 
-
-def _who() -> dict[str, Any]:
-    return {"pid": os.getpid(), "host": platform.node()}
-
-
-def now() -> str:
-    """The time, as ISO 8601 in UTC, to the microsecond."""
-    return datetime.now(UTC).isoformat()
+    Raises:
+        UsageError: it is a link.
+    """
+    if path.is_symlink():
+        raise UsageError(f"{path} is a link, through which nothing is written", "remove the link")
+    return path
 
 
 def finite(value: Any) -> Any:
     """The same value with null for every number that JSON cannot say."""
-    if isinstance(value, Mapping):
+    if isinstance(value, dict):
         return {key: finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [finite(item) for item in value]
@@ -393,26 +355,12 @@ def finite(value: Any) -> Any:
     return value
 
 
-def _line(record: Mapping[str, Any]) -> bytes:
-    return json.dumps(finite(record)).encode() + b"\n"
-
-
-def _json(value: Mapping[str, Any]) -> bytes:
-    return json.dumps(finite(value), indent=2).encode() + b"\n"
-
-
-def _has_numbers(figures: Mapping[str, Any]) -> bool:
-    """Whether what should be numbers are some, or null."""
-    keys = (key for key in figures if key in ("epoch", "epochs", "seconds") or "/" in key)
-    return all(isinstance(figures[key], int | float | None) for key in keys)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
+def _read(adapter: TypeAdapter[Any], path: Path) -> Any:
+    """What a JSON file holds, or None if that cannot be what it should be."""
     try:
-        value = json.loads(path.read_text()) if path.is_file() else {}  # a pipe would block
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return value if isinstance(value, dict) else {}
+        return adapter.validate_json(path.read_bytes()) if path.is_file() else None
+    except (OSError, ValidationError):
+        return None
 
 
 def _is_run(path: Path, *names: str) -> bool:
@@ -424,15 +372,7 @@ def _is_run(path: Path, *names: str) -> bool:
 
 
 def _is_inside(path: Path, root: Path) -> bool:
-    """Whether a path lies in a directory, wherever links lead."""
     return path.resolve().is_relative_to(root.resolve())
-
-
-def _no_link(path: Path) -> Path:
-    """The same path, which is about to be written to: through a link that could be anywhere."""
-    if path.is_symlink():
-        raise UsageError(f"{path} is a link, through which nothing is written", "remove the link")
-    return path
 
 
 def _numbers(root: Path, name: str) -> Iterator[int]:
@@ -440,24 +380,3 @@ def _numbers(root: Path, name: str) -> Iterator[int]:
     for entry in root.iterdir():
         if match := pattern.fullmatch(entry.name):
             yield int(match[1])
-
-
-def _started(path: Path) -> str:
-    """When a run began; one that cannot say so counts as the oldest."""
-    return str(_read_json(path / "meta.json").get("started", ""))
-
-
-@functools.cache  # every run of a sweep asks, and one process is started where one will do
-def _git_commit() -> str | None:
-    """The commit of the working directory's repository, `+` after it if files differ; else None."""
-    try:
-        described = subprocess.run(
-            ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+"],  # noqa: S607
-            capture_output=True,
-            text=True,
-            timeout=5,
-            check=True,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return described.stdout.strip() or None

@@ -24,7 +24,7 @@ from mnist_cli.engine.device import computing, threaded
 from mnist_cli.errors import RunError, UsageError
 from mnist_cli.sweeps.bench_steps import Engine, Limit, Material, Subject, Tutorial
 from mnist_cli.sweeps.plan import Plan, can_fork, cores, plan
-from mnist_cli.sweeps.workers import Died, Send, in_processes
+from mnist_cli.sweeps.workers import Send, WorkerDied, run_jobs
 
 IMAGES = 58 * 1024  # nearly MNIST's 60,000, and every batch is whole
 RATE = 1e-4  # small enough that nothing diverges, whatever the optimizer
@@ -154,7 +154,7 @@ class Bench:
                 part.threads,
                 replicas[0].train.precision,
             )
-            for part in deal.parts
+            for part in deal.stacks
         ]
         return partial(self._step, parts, deal.workers)
 
@@ -167,7 +167,7 @@ class Bench:
                 part.threads,
                 config.train.precision,
             )
-            for part in deal.parts
+            for part in deal.stacks
         ]
         return partial(self._step, parts, deal.workers)
 
@@ -189,10 +189,10 @@ class Bench:
         wait = partial(barrier.wait, PATIENCE)
         jobs = [partial(_job, part, self.window, wait) for part in parts]
         found: list[float] = []
-        with closing(in_processes(jobs, len(jobs))) as messages:
+        with closing(run_jobs(jobs, len(jobs))) as messages:
             for _, message in messages:
                 if not isinstance(message, float):
-                    why = message.why if isinstance(message, Died) else message
+                    why = message.why if isinstance(message, WorkerDied) else message
                     raise RunError(f"what was being measured failed: {why}")
                 found.append(message)
         return found
@@ -453,9 +453,9 @@ def _dealt(config: Config, runs: int, opened: Bench) -> tuple[list[Config], Plan
 
 def _described(deal: Plan) -> dict[str, Any]:
     return {
-        "parts": [len(part.members) for part in deal.parts],
+        "parts": [len(part.members) for part in deal.stacks],
         "processes": deal.workers,
-        "threads": deal.parts[0].threads,
+        "threads": deal.stacks[0].threads,
     }
 
 

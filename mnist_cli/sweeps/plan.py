@@ -8,9 +8,9 @@ The rules, each justified by measurement (`mnist bench` measures again on your m
   are so short that threads wait for each other longer than they compute; processes never wait.
 - Threads are for large steps of fewer runs than there are cores, in one process. (A forked process
   could not have several anyway: the thread pool of its parent is lost, and it would wait for it.)
-- A part holds no more replicas than keep a step's activations in the cache; more would make every
+- A stack holds no more replicas than keep a step's activations in the cache; more would make every
   replica slower.
-- On a GPU there is one process, and a part holds all replicas that fit into its memory.
+- On a GPU there is one process, and a stack holds all replicas that fit into its memory.
 """
 
 import os
@@ -25,27 +25,29 @@ from mnist_cli.config import Config
 from mnist_cli.data.dataset import Dataset
 from mnist_cli.models.modules import Cost, build, cost
 
-# Multiply-adds of a part's forward pass from which a second thread pays for itself. On two cores
+# Multiply-adds of a stack's forward pass from which a second thread pays for itself. On two cores
 # E1's sweep (7 million) is as fast with one thread, and beside another busy process thirty times
 # faster; the convolutional network (11 million) gains a quarter by the second, E5's depth 5 (600
 # million) almost half.
 THREADS_PAY = 10_000_000
 
-# Numbers a part may keep for its backward pass: 16 MiB. Eight of the convolutional network's
+# Numbers a stack may keep for its backward pass: 16 MiB. Eight of the convolutional network's
 # replicas fit (4.5 million); thirty-two in one stack take half as long again, each.
 CACHED = 5_000_000
 
-# Multiply-adds of all steps of a stack below which no process is worth starting: about a second.
-PROCESSES_PAY = 2_000_000_000
+# Multiply-adds of one epoch of all runs below which no process is worth starting: a tenth of a
+# second. Of one epoch, as a run that is extended later must be dealt out as if it had been longer
+# from the start.
+PROCESSES_PAY = 500_000_000
 
 MEMORY_SHARE = 0.5  # of what is free, for the parameters and activations of all stacks together
 
 
 @dataclass(frozen=True)
-class Part:
+class StackPlan:
     """Runs that train as one stack, by their places in the sweep, and the threads they get.
 
-    The order counts: replicas that share a seed are neighbours. The same part on the same machine
+    The order counts: replicas that share a seed are neighbours. The same stack on the same machine
     comes to the same bits.
     """
 
@@ -55,13 +57,13 @@ class Part:
 
 @dataclass(frozen=True)
 class Plan:
-    """All parts of a sweep, and how many processes take them one after another.
+    """All stacks of a sweep, and how many processes take them one after another.
 
     Attributes:
         workers: 1 means this process.
     """
 
-    parts: tuple[Part, ...]
+    stacks: tuple[StackPlan, ...]
     workers: int
 
 
@@ -105,7 +107,7 @@ def plan(
         workers = 1
     elif workers is None:
         work = sum(
-            one.multiply_adds * len(stack) * configs[stack[0]].steps(len(dataset.train))
+            one.multiply_adds * len(stack) * _epoch_steps(configs[stack[0]], dataset)
             for one, stack, dataset in zip(costs, stacks, data, strict=True)
         )
         large = any(one.multiply_adds >= THREADS_PAY for one in costs)
@@ -119,17 +121,17 @@ def plan(
             largest = min(largest, CACHED / max(1, one.activations))
         least = max(workers, -(-len(stack) // max(1, int(largest))))
         least = min(len(stack), -(-least // workers) * workers)  # or some would wait for others
-        pieces += [(piece, one) for piece in deal(stack, configs, least)]
+        pieces += [(piece, one) for piece in split(stack, configs, least)]
     workers = min(workers, len(pieces))
     threads = cores() if workers == 1 else 1
-    parts = [
-        Part(piece, threads if one.multiply_adds * len(piece) >= THREADS_PAY else 1)
+    planned = [
+        StackPlan(piece, threads if one.multiply_adds * len(piece) >= THREADS_PAY else 1)
         for piece, one in pieces
     ]
-    return Plan(tuple(parts), workers)
+    return Plan(tuple(planned), workers)
 
 
-def deal(stack: Sequence[int], configs: Sequence[Config], pieces: int) -> list[tuple[int, ...]]:
+def split(stack: Sequence[int], configs: Sequence[Config], pieces: int) -> list[tuple[int, ...]]:
     """A stack in pieces of nearly one size, replicas of one seed side by side.
 
     If it goes up, every piece gets whole seeds, or the same share of every seed: what has an order
@@ -146,6 +148,11 @@ def deal(stack: Sequence[int], configs: Sequence[Config], pieces: int) -> list[t
         ]
     ends = [len(by_seed) * n // pieces for n in range(pieces + 1)]
     return [tuple(by_seed[a:b]) for a, b in pairwise(ends)]
+
+
+def _epoch_steps(config: Config, data: Dataset) -> int:
+    per_epoch = -(-len(data.train) // config.data.batch_size)
+    return min(per_epoch, config.train.steps or per_epoch)
 
 
 def _step_cost(config: Config, data: Dataset) -> Cost:

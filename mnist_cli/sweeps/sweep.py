@@ -1,332 +1,296 @@
-"""A sweep: expands a config into runs, groups them into stacks, ranks what came of them."""
+"""A sweep as its folder has it: created, dealt out, run, ranked, opened again.
 
-import itertools
-import json
-import os
+`sweeps.expand` says which runs it is of, `sweeps.plan` how they share the machine, and
+`sweeps.driver` trains them; here is what makes one result of many runs.
+"""
+
+import hashlib
 import time
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Self
+from dataclasses import asdict, dataclass, field
 
 from mnist_cli import config as configs
-from mnist_cli.config import Config, with_settings
+from mnist_cli.config import Config
 from mnist_cli.data import durable
-from mnist_cli.errors import INTERRUPTIONS, CheckpointError, UsageError
+from mnist_cli.errors import INTERRUPTIONS, CheckpointError, SweepError, UsageError
 from mnist_cli.runs import checkpoint as checkpoints
 from mnist_cli.runs import interrupts, store
+from mnist_cli.runs import run as runs
+from mnist_cli.runs.datasets import Datasets
 from mnist_cli.runs.evaluate import measure
-from mnist_cli.runs.run import Datasets, Run, but_epochs, extended
-from mnist_cli.runs.store import RunDirectory
-from mnist_cli.sweeps import plan as plans
-from mnist_cli.sweeps.executors import Event, Executor, Part
-from mnist_cli.sweeps.plan import Plan, plan
+from mnist_cli.runs.run import Run
+from mnist_cli.runs.store import Meta, Row, RunDirectory, Status, Summary
+from mnist_cli.sweeps.driver import drive
+from mnist_cli.sweeps.executors import Executor
+from mnist_cli.sweeps.expand import Trial, expand, group
+from mnist_cli.sweeps.jobs import Event
+from mnist_cli.sweeps.plan import Plan, StackPlan, can_fork, plan
 from mnist_cli.sweeps.stats import Setting, rank
 
-if TYPE_CHECKING:
-    from mnist_cli.runs.store import Status
 
-# What the runs of one stack may differ in, each being updated on its own. Anything else makes
-# another stack.
-STACKABLE = ("optimizer.", "scheduler.", "train.seed", "train.clip_grad_norm")
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One run of a sweep, before it runs.
+@dataclass
+class Sweep:
+    """A sweep on its way.
 
     Attributes:
-        index: its place in the order asked for, from 0.
-        settings: the value of each swept setting.
-        config: its whole config, without the sweep.
+        trials: which runs it is of, in the order asked for.
+        runs: one for each trial.
+        seconds: how long it has been trained, all sessions together.
+        test: what the winner scores on the test split, once it was measured.
     """
 
-    index: int
-    settings: dict[str, Any]
     config: Config
+    folder: RunDirectory
+    trials: Sequence[Trial]
+    runs: Sequence[Run]
+    meta: Meta
+    status: Status = "running"
+    seconds: float = 0.0
+    test: dict[str, float] = field(default_factory=dict)
 
 
-def expand(config: Config) -> list[Trial]:
-    """Every combination of the swept values, the last axis moving fastest.
-
-    Raises:
-        UsageError: nothing is swept.
-        ConfigError: a combination is not a valid config.
-    """
-    if not config.sweep:
-        raise UsageError(
-            "nothing to sweep: the config has no sweep section",
-            "give values, such as --lrs 1e-1,1e-2,1e-3 or --grid model.depth=1..5",
-        )
-    base = config.model_copy(update={"sweep": {}})
-    trials = []
-    for index, values in enumerate(itertools.product(*config.sweep.values())):
-        settings = dict(zip(config.sweep, values, strict=True))
-        trials.append(Trial(index, settings, with_settings(base, settings)))
-    return trials
-
-
-def group(trials: Iterable[Trial]) -> list[list[Trial]]:
-    """The trials in stacks: those that differ only in what one stack can hold apart."""
-    stacks: dict[str, list[Trial]] = {}
-    for trial in trials:
-        fixed = {k: v for k, v in trial.config.settings() if not k.startswith(STACKABLE)}
-        stacks.setdefault(json.dumps(fixed, sort_keys=True), []).append(trial)
-    return list(stacks.values())
-
-
-def separators(stacks: Sequence[Sequence[Trial]]) -> list[str]:
-    """The swept settings that made more than one stack of a sweep, in the order swept."""
-    firsts = [stack[0].settings for stack in stacks]
-    return [
-        key
-        for key in firsts[0]
-        if not key.startswith(STACKABLE)
-        and len({json.dumps(settings[key]) for settings in firsts}) > 1
-    ]
-
-
-class Sweep:
-    """A sweep on its way: its folder, its runs, and what they have come to.
+def create(
+    config: Config,
+    trials: Sequence[Trial],
+    folder: RunDirectory,
+    *,
+    test: bool = True,
+    fuse: bool = True,
+    workers: int | None = None,
+) -> Sweep:
+    """A new sweep, whose folder can be looked at from the first moment.
 
     Args:
         config: the config with its sweep section.
+        trials: what `expand` made of it.
         folder: the sweep's own.
-        runs: one for each trial, in the order of `expand`.
-        meta: what its folder says about it.
         test: whether the winner is measured on the test split at the end.
+        fuse: whether runs that can train together shall.
+        workers: how many processes, if not as many as pay.
     """
+    meta = runs.new_meta("running")
+    meta.update({"runs": len(trials), "test": test, "fuse": fuse, "workers": workers})
+    runs.write_json(folder.path / "meta.json", meta)
+    _write_config(folder, config)  # by which it is seen to be a sweep
+    made = [runs.create(t.config, store.create_trial(folder, t.index)) for t in trials]
+    return Sweep(config, folder, trials, made, meta)
 
-    def __init__(
-        self,
-        config: Config,
-        folder: RunDirectory,
-        runs: Sequence[Run],
-        meta: dict[str, Any],
-        *,
-        test: bool = True,
-    ) -> None:
-        self.config = config
-        self.folder = folder
-        self.trials = expand(config)
-        self.runs = list(runs)
-        self.status: Status = "running"
-        self.test: dict[str, float] = {}
-        self.seconds = 0.0
-        self._measure_test = test
-        self._meta = meta
 
-    @classmethod
-    def create(
-        cls,
-        config: Config,
-        folder: RunDirectory,
-        *,
-        test: bool = True,
-        fuse: bool = True,
-        workers: int | None = None,
-    ) -> Self:
-        """A new sweep, whose folder can be looked at from the first moment.
+def reopen(folder: RunDirectory, epochs: int | None, note: Callable[[str], None]) -> Sweep:
+    """A sweep as its folder has it, with every run that has not ended waiting to go on.
 
-        Args:
-            config: the config with its sweep section.
-            folder: the sweep's own.
-            test: whether the winner is measured on the test split at the end.
-            fuse: what `deal` will be asked for; kept for who resumes it before it is dealt out.
-            workers: likewise.
+    Args:
+        folder: the sweep's own, held by this process.
+        epochs: how many each run shall have in all, if more than were asked for.
+        note: takes a sentence about what was dropped or differs.
 
-        Raises:
-            UsageError: nothing is swept.
-            ConfigError: a combination is not a valid config.
-        """
-        trials = expand(config)
-        meta = store.new_meta(runs=len(trials), test=test, fuse=fuse, workers=workers)
-        folder.write_meta(meta)
-        folder.write_config(configs.dump(config), "sweep.yaml")  # by which it is seen to be one
-        runs = [Run.create(t.config, store.create_trial(folder, t.index)) for t in trials]
-        return cls(config, folder, runs, meta, test=test)
+    Raises:
+        UsageError: it cannot go on, or not so.
+    """
+    asked = configs.load_text(folder.config_text(), str(folder.config_path))
+    if epochs is not None and "train.epochs" in asked.sweep:
+        raise UsageError("this sweep tries several epochs, so --epochs cannot extend it")
+    config = runs.extended(asked, epochs)
+    trials = expand(config)
+    there = [t.index for t in trials if folder.trial(t.index).config_path.exists()]
+    for index in there:
+        _refuse_other(folder.trial(index), folder, trials[index])
+    if config != asked:  # first: from here on it says how far each run is to go
+        _write_config(folder, config)
+    found = [
+        runs.reopen(folder.trial(trial.index), trial.config.train.epochs, note)
+        if trial.index in there
+        # It was killed before it came to this one, or its config was lost.
+        else runs.create(trial.config, store.create_trial(folder, trial.index))
+        for trial in trials
+    ]
+    meta = folder.meta() or runs.new_meta("running")
+    seconds = folder.summary().get("seconds", 0.0)
+    sweep = Sweep(config, folder, trials, found, meta, seconds=seconds)
+    if all(run.status != "waiting" for run in found) and _ended_well(folder):
+        sweep.status = "finished"
+    else:
+        meta.pop("ended", None)
+        meta.update(runs.this_process())
+        meta["resumed"] = [*meta.get("resumed", []), runs.now()]
+    return sweep
 
-    @classmethod
-    def reopen(cls, folder: RunDirectory, epochs: int | None, note: Callable[[str], None]) -> Self:
-        """A sweep as its folder has it, with every run that has not ended waiting to go on.
 
-        Args:
-            folder: the sweep's own, held by this process.
-            epochs: how many each run shall have in all, if more than were asked for.
-            note: takes a sentence about what was dropped or differs.
+def partition(sweep: Sweep, datasets: Datasets, workers: int | None = None) -> Plan:
+    """How the runs share the machine, which is kept in the folder: it decides their bits.
 
-        Raises:
-            UsageError: it cannot go on, or not so.
-        """
-        asked = configs.load_text(folder.config_text(), str(folder.config_path))
-        if epochs is not None and "train.epochs" in asked.sweep:
-            raise UsageError("this sweep tries several epochs, so --epochs cannot extend it")
-        config = extended(asked, epochs)
-        trials = expand(config)
-        there = [
-            folder.trial(t.index) for t in trials if folder.trial(t.index).config_path.exists()
-        ]
-        for place in there:
-            _refuse_other(place, folder, trials)
-        if config != asked:  # first: from here on it says how far each run is to go
-            folder.write_config(configs.dump(config), "sweep.yaml")
-        runs = [
-            Run.reopen(place, trial.config.train.epochs, note)
-            if (place := folder.trial(trial.index)) in there
-            # It was killed before it came to this one.
-            else Run.create(trial.config, store.create_trial(folder, trial.index))
-            for trial in trials
-        ]
-        meta = folder.meta() or store.new_meta()
-        sweep = cls(config, folder, runs, meta, test=meta.get("test") is not False)
-        if all(run.status != "waiting" for run in runs) and _ended_well(folder):
-            sweep.status = "finished"
-        else:
-            meta.pop("ended", None)
-            meta |= {"pid": os.getpid(), "resumed": [*meta.get("resumed", []), store.now()]}
-        return sweep
+    Args:
+        sweep: whose runs.
+        datasets: where their data comes from.
+        workers: how many processes, if the sweep does not say.
+    """
+    fuse = sweep.meta.get("fuse") is not False
+    stacks = group(sweep.trials) if fuse else [[trial] for trial in sweep.trials]
+    members = [[trial.index for trial in stack] for stack in stacks]
+    data = [datasets.get(stack[0].config) for stack in stacks]
+    asked = sweep.meta.get("workers") or workers
+    found = plan(members, [trial.config for trial in sweep.trials], data, asked)
+    sweep.meta["stacks"] = [asdict(part) for part in found.stacks]
+    sweep.meta["workers"] = found.workers
+    runs.write_json(sweep.folder.path / "meta.json", sweep.meta)
+    return found
 
-    def deal_again(self, datasets: Datasets, workers: int | None) -> Plan:
-        """As the runs were dealt out before: the same parts come to the same bits."""
-        try:
-            parts = tuple(
-                plans.Part(tuple(int(i) for i in part["members"]), int(part["threads"]))
-                for part in self._meta["stacks"]
-            )
-        except (KeyError, TypeError, ValueError):  # it was killed before it came to that
-            parts = ()
-        if sorted(i for part in parts for i in part.members) != list(range(len(self.runs))):
-            fuse = self._meta.get("fuse") is not False
-            return self.deal(datasets, fuse=fuse, workers=self._meta.get("workers") or workers)
-        count = min(len(parts), workers or int(self._meta.get("workers", 1)))
-        forked = plans.can_fork() and all(part.threads == 1 for part in parts)
-        return Plan(parts, count if forked else 1)
 
-    def deal(self, datasets: Datasets, *, fuse: bool = True, workers: int | None = None) -> Plan:
-        """How the runs share the machine, which is kept in the folder: it decides their bits.
+def restore_partition(sweep: Sweep, datasets: Datasets, workers: int | None) -> Plan:
+    """As the runs were dealt out before: the same stacks come to the same bits."""
+    try:
+        stacks = tuple(
+            StackPlan(tuple(int(i) for i in stack["members"]), int(stack["threads"]))
+            for stack in sweep.meta["stacks"]
+        )
+    except (KeyError, TypeError, ValueError):  # it was killed before it came to that
+        stacks = ()
+    if sorted(i for stack in stacks for i in stack.members) != list(range(len(sweep.runs))):
+        return partition(sweep, datasets, workers)
+    count = min(len(stacks), workers or sweep.meta.get("workers") or 1)
+    forked = can_fork() and all(stack.threads == 1 for stack in stacks)
+    return Plan(stacks, count if forked else 1)
 
-        Args:
-            datasets: where their data comes from.
-            fuse: whether runs that can train together shall.
-            workers: how many processes, if not as many as pay.
-        """
-        stacks = group(self.trials) if fuse else [[trial] for trial in self.trials]
-        places = [[trial.index for trial in stack] for stack in stacks]
-        data = [datasets.get(stack[0].config) for stack in stacks]
-        found = plan(places, [trial.config for trial in self.trials], data, workers)
-        self._meta |= {"stacks": [asdict(part) for part in found.parts], "workers": found.workers}
-        self.folder.write_meta(self._meta)
-        return found
 
-    def run(
-        self, executor: Executor, parts: Sequence[plans.Part], datasets: Datasets
-    ) -> Generator[Event, None, None]:
-        """Trains every run that waits; at the end measures the winner on the test split.
+def run(
+    sweep: Sweep, stacks: Sequence[StackPlan], executor: Executor, datasets: Datasets
+) -> Generator[Event, None, None]:
+    """Trains every run that waits; at the end measures the winner on the test split.
 
-        However it ends, the folder says so.
+    However it ends, the folder says so.
 
-        Yields:
-            What happens, as it happens.
-        """
-        began = time.perf_counter()
-        dealt = [Part([self.runs[i] for i in part.members], part.threads) for part in parts]
-        left = [part for part in dealt if any(run.status == "waiting" for run in part.runs)]
-        self._save(began)
-        try:
-            with closing(executor.run(left)) as events:
-                yield from events
-            self._finish(datasets)
-        except INTERRUPTIONS:
-            with interrupts.held():
-                self.status = "interrupted"
-                for run in self.runs:  # those whose turn has not come
-                    if run.status == "waiting":
-                        run.end(self.status)
-            raise
-        except BaseException:
-            self.status = "failed"
-            raise
-        finally:
-            self._save(began)
+    Yields:
+        What happens, as it happens.
 
-    @property
-    def settings(self) -> list[Setting]:
-        """The settings tried, best first; the runs of one differ in nothing but their seed."""
-        return rank([self._row(trial) for trial in self.trials], self.config.train.select)
+    Raises:
+        SweepError: the winner's checkpoint is gone.
+    """
+    began, before = time.perf_counter(), sweep.seconds
+    _save(sweep)
+    try:
+        with closing(drive(sweep.runs, stacks, executor)) as events:
+            yield from events
+        _finish(sweep, datasets)
+    except INTERRUPTIONS:
+        sweep.status = "interrupted"
+        raise
+    except BaseException:
+        sweep.status = "failed"
+        raise
+    finally:
+        sweep.seconds = before + time.perf_counter() - began
+        _save(sweep)
 
-    @property
-    def winner(self) -> Run | None:
-        """The best run of the winning setting, if any run had a finite epoch."""
-        run = self.runs[self.settings[0].trials[0]]
-        return run if run.best else None
 
-    def summary(self) -> dict[str, Any]:
-        """What `sweep --json` prints and summary.json holds."""
-        best = self.trials[self.settings[0].trials[0]]
-        return {
-            "sweep": self.folder.name,
-            "status": self.status,
-            "seconds": round(self.seconds, 3),
-            "trials": [self._row(trial) for trial in self.trials],
-            "best": self._row(best) | self.test if self.winner else None,
-            "checkpoint": str(self.folder.best) if self.folder.best.exists() else None,
-        }
+def ranked(sweep: Sweep) -> list[Setting]:
+    """The settings tried, best first; the runs of one differ in nothing but their seed."""
+    return rank(_rows(sweep), sweep.config.train.select)
 
-    def _row(self, trial: Trial) -> dict[str, Any]:
-        run = self.runs[trial.index]
-        return {
-            "run": run.folder.name,
-            "status": run.status,
+
+def winner(sweep: Sweep) -> Run | None:
+    """The best run of the winning setting, if any run that has not failed had a finite epoch."""
+    best = sweep.runs[ranked(sweep)[0].trials[0]]
+    return best if best.best and best.status != "failed" else None
+
+
+def summary(sweep: Sweep) -> Summary:
+    """What `sweep --json` prints and summary.json holds."""
+    rows, best = _rows(sweep), winner(sweep)
+    row = next((row for row in rows if best and row["run"] == best.folder.name), None)
+    return {
+        "sweep": sweep.folder.name,
+        "status": sweep.status,
+        "seconds": round(sweep.seconds, 3),
+        "trials": rows,
+        "best": {**row, **sweep.test} if row else None,  # type: ignore[typeddict-item]
+        "checkpoint": str(sweep.folder.best) if sweep.folder.best.exists() else None,
+    }
+
+
+def _rows(sweep: Sweep) -> list[Row]:
+    """A row for each trial. A run that failed has none of the figures that a ranking goes by."""
+    rows = []
+    for trial, trained in zip(sweep.trials, sweep.runs, strict=True):
+        best = trained.best if trained.status != "failed" else None
+        row = {
+            "run": trained.folder.name,
+            "status": trained.status,
             **trial.settings,
-            "val/loss": run.best["val/loss"] if run.best else None,
-            "val/acc": run.best["val/acc"] if run.best else None,
-            "seconds": round(run.seconds, 3),
+            "val/loss": best["val/loss"] if best else None,
+            "val/acc": best["val/acc"] if best else None,
+            "seconds": round(trained.seconds, 3),
         }
-
-    def _finish(self, datasets: Datasets) -> None:
-        statuses = {run.status for run in self.runs}
-        if "failed" in statuses:
-            self.status = "failed"
-        else:
-            self.status = "diverged" if statuses == {"diverged"} else "finished"
-        if winner := self.winner:
-            durable.replace(self.folder.best, winner.folder.best.read_bytes())
-            if not self._measure_test:
-                return
-            state = checkpoints.load(self.folder.best)
-            loss, accuracy, _ = measure(state, winner.config, "test", datasets)
-            self.test = {"test/loss": loss, "test/acc": accuracy}
-
-    def _save(self, began: float) -> None:
-        self.seconds = time.perf_counter() - began
-        ended = {} if self.status == "running" else {"ended": store.now()}
-        with interrupts.held():
-            self.folder.write_summary(self.summary())  # first: who reads that it ended can read how
-            self.folder.write_meta(self._meta | {"status": self.status} | ended)
+        rows.append(row)
+    return rows  # type: ignore[return-value]  # the settings are keys of their own
 
 
-def _refuse_other(place: RunDirectory, folder: RunDirectory, trials: Sequence[Trial]) -> None:
+def _finish(sweep: Sweep, datasets: Datasets) -> None:
+    """Keeps the winner's weights; measures them on the test split, once, if no run failed."""
+    statuses = {trained.status for trained in sweep.runs}
+    failed = "failed" in statuses
+    sweep.status = "failed" if failed else "finished"
+    if statuses == {"diverged"}:
+        sweep.status = "diverged"
+    best = winner(sweep)
+    if not best:
+        return
+    try:
+        content = best.folder.best.read_bytes()
+    except FileNotFoundError as error:
+        raise SweepError(
+            f"{best.folder.best}, the winner's checkpoint, is gone",
+            f"go on with: mnist resume {sweep.folder.path}",
+        ) from error
+    state = checkpoints.load(best.folder.best)
+    durable.replace(sweep.folder.best, content)
+    # A sweep that has lost its meta.json cannot say whether it may look.
+    if failed or sweep.meta.get("test") is not True:
+        return
+    weights = hashlib.sha256(content).hexdigest()
+    tested = sweep.meta.get("tested", {})
+    if tested.get("sha256") != weights:
+        loss, accuracy, _ = measure(state, best.config, "test", datasets)
+        tested = {"sha256": weights, "test/loss": loss, "test/acc": accuracy}
+        sweep.meta["tested"] = tested
+    sweep.test = {key: tested[key] for key in ("test/loss", "test/acc")}
+
+
+def _save(sweep: Sweep) -> None:
+    sweep.meta["status"] = sweep.status
+    if sweep.status != "running":
+        sweep.meta["ended"] = runs.now()
+    with interrupts.held():
+        # First: who reads that it ended can read how.
+        runs.write_json(sweep.folder.path / "summary.json", summary(sweep))
+        runs.write_json(sweep.folder.path / "meta.json", sweep.meta)
+
+
+def _write_config(folder: RunDirectory, config: Config) -> None:
+    durable.replace(folder.path / "sweep.yaml", configs.dump(config).encode())
+
+
+def _refuse_other(place: RunDirectory, folder: RunDirectory, trial: Trial) -> None:
     """Sees to it that a run of a sweep is the one that the sweep's config has in its place.
 
     Raises:
         UsageError: it is another, or has more epochs already.
     """
     found = configs.load_text(place.config_text(), str(place.config_path))
-    wanted = trials[int(place.path.name)].config
-    if but_epochs(found) != but_epochs(wanted):
+    if runs.resume_key(found) != runs.resume_key(trial.config):
         raise UsageError(
             f"{folder.config_path} is not what {place.name} was made from",
             "a sweep goes on as it began; put the file back, or start another sweep with it",
         )
-    extended(found, wanted.train.epochs)
+    runs.extended(found, trial.config.train.epochs)
 
 
 def _ended_well(folder: RunDirectory) -> bool:
     """Whether a sweep's folder says that it is finished, and has all that it should have then."""
-    summary = folder.summary()
-    if folder.meta().get("status") != "finished" or summary.get("status") != "finished":
+    found = folder.summary()
+    if folder.meta().get("status") != "finished" or found.get("status") != "finished":
         return False
     try:
-        return not summary.get("best") or bool(checkpoints.load(folder.best))
+        return not found.get("best") or bool(checkpoints.load(folder.best))
     except CheckpointError:
         return False

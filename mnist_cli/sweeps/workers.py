@@ -1,12 +1,14 @@
-"""Forked processes that do jobs and tell this one how they go on.
+"""Forked processes that do jobs and send this one what happens in them.
 
 A worker shares what its parent had loaded when it was forked, without a copy: torch, the images. It
-computes with its own threads and never touches the terminal. It ends when its parent does, however
-that ends; and when it is killed, its parent knows.
+computes with its own threads and touches neither files nor the terminal. It ends when its parent
+does, however that ends; and when it is killed, its parent knows.
 """
 
+import io
 import multiprocessing
 import os
+import pickle
 import signal
 import threading
 import time
@@ -19,6 +21,7 @@ from multiprocessing.context import ForkProcess
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from mnist_cli.runs import interrupts
 
@@ -28,7 +31,7 @@ Send = Callable[[Any], None]
 
 
 @dataclass(frozen=True)
-class Died:
+class WorkerDied:
     """A worker ended before its job did.
 
     Attributes:
@@ -38,19 +41,20 @@ class Died:
     why: str
 
 
-def in_processes(
+def run_jobs(
     jobs: Sequence[Callable[[Send], None]], processes: int
-) -> Generator[tuple[int, Any], None, None]:
+) -> Generator[tuple[int, Any], bool | None, None]:
     """Does jobs in forked processes, so many at a time.
 
-    Whoever stops asking ends them all: they get SIGTERM, and a few seconds.
+    Closing the generator ends them all: they get SIGTERM, and a few seconds.
 
     Args:
         jobs: each takes what sends a message to this process; it must not raise.
         processes: how many at a time.
 
     Yields:
-        (which job, message) for every message, and for a job whose process died a `Died`.
+        (which job, message) for every message, and for a job whose process died a `WorkerDied`.
+        A false value sent back in answer ends that job.
     """
     waiting = list(enumerate(jobs))[::-1]
     running: dict[Connection, tuple[int, ForkProcess]] = {}
@@ -65,15 +69,18 @@ def in_processes(
                 assert isinstance(ready, Connection)
                 number, process = running[ready]
                 try:
-                    message = ready.recv()
-                except EOFError:
+                    message = pickle.loads(ready.recv_bytes())  # noqa: S301 - of our own fork
+                except (EOFError, OSError):  # the latter in the middle of a message
                     process.join()
                     del running[ready]
                     ready.close()
                     if process.exitcode:
-                        yield number, Died(_exit_in_words(process.exitcode))
-                else:
-                    yield number, message
+                        yield number, WorkerDied(_exit_in_words(process.exitcode))
+                    continue
+                if (yield number, message) is False:
+                    del running[ready]
+                    ready.close()
+                    _end([process])
     finally:
         _end([process for _, process in running.values()])
 
@@ -92,13 +99,12 @@ def _start(job: Callable[[Send], None]) -> tuple[Connection, ForkProcess]:
 
 
 def _work(job: Callable[[Send], None], sending: Connection) -> None:
-    """What a worker does."""
     code = 1
     try:
         interrupts.listen_as_worker()
         torch.set_num_threads(1)  # its parent's are not here, and it would wait for them for ever
         threading.Thread(target=_end_with_parent, daemon=True).start()
-        job(sending.send)
+        job(lambda message: sending.send_bytes(_pickled(message)))
         code = 0
     except interrupts.Terminated:
         code = 143
@@ -133,3 +139,18 @@ def _exit_in_words(code: int) -> str:
     with suppress(ValueError):
         name = signal.Signals(-code).name
     return f"its process was killed ({name})"
+
+
+class _Pickler(pickle.Pickler):
+    """Tensors travel as arrays: torch's own way would need a file for each."""
+
+    def reducer_override(self, value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return torch.from_numpy, (value.numpy(),)
+        return NotImplemented
+
+
+def _pickled(message: Any) -> bytes:
+    buffer = io.BytesIO()
+    _Pickler(buffer, pickle.HIGHEST_PROTOCOL).dump(message)
+    return buffer.getvalue()

@@ -23,7 +23,8 @@ from mnist_cli.engine.loop import Training, prepare, train
 from mnist_cli.models.modules import build, cost
 from mnist_cli.runs import store
 from mnist_cli.runs.checkpoint import load as load_checkpoint
-from mnist_cli.runs.run import Datasets, Run
+from mnist_cli.runs.datasets import Datasets
+from mnist_cli.runs.run import Run
 from mnist_cli.sweeps import executors
 from mnist_cli.sweeps import plan as plans
 from mnist_cli.sweeps.sweep import Sweep, expand, group

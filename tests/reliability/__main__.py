@@ -20,7 +20,8 @@ from mnist_cli.config import load
 from mnist_cli.errors import CheckpointError
 from mnist_cli.runs import checkpoint
 from mnist_cli.runs.checkpoint import Checkpoint
-from mnist_cli.runs.run import Datasets, Run
+from mnist_cli.runs.datasets import Datasets
+from mnist_cli.runs.run import Run
 from mnist_cli.runs.store import RunDirectory, create
 from mnist_cli.sweeps.executors import Epoch, InProcess, Part
 from tests.reliability.crash import SWEEP, TRAIN, Endured, Life, faults, lives

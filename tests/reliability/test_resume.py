@@ -16,7 +16,8 @@ from mnist_cli.config.schema import variants
 from mnist_cli.errors import UsageError
 from mnist_cli.report import plots
 from mnist_cli.runs import checkpoint, store
-from mnist_cli.runs.run import Datasets, Run
+from mnist_cli.runs.datasets import Datasets
+from mnist_cli.runs.run import Run
 from mnist_cli.runs.store import RunDirectory
 from mnist_cli.sweeps import executors
 from mnist_cli.sweeps.executors import Epoch, Failed, InProcess, Part

@@ -1,0 +1,36 @@
+"""The data sets of configs, on the devices that the configs ask for."""
+
+from collections.abc import Callable
+
+from mnist_cli.config import Config
+from mnist_cli.data.dataset import Dataset, load
+from mnist_cli.engine.device import resolve_device
+from mnist_cli.errors import UsageError
+
+
+class Datasets:
+    """Loads the data of configs, keeping the last: runs after one another mostly share theirs.
+
+    Args:
+        report: takes a sentence about data being fetched.
+    """
+
+    def __init__(self, report: Callable[[str], None]) -> None:
+        self._report = report
+        self._last: tuple[str, Dataset] | None = None
+
+    def get(self, config: Config) -> Dataset:
+        """The data of a config, on its device.
+
+        Raises:
+            UsageError: the device is not there.
+            DataError: the data is missing or not what it should be.
+        """
+        device = resolve_device(config.train.device)
+        if config.train.precision == "tf32" and device.type != "cuda":
+            raise UsageError("train.precision: tf32 needs a GPU", "take fp32 or bf16")
+        key = f"{device} {config.data.model_dump_json(exclude={'batch_size', 'shuffle'})}"
+        if self._last is None or self._last[0] != key:
+            self._last = None  # two at once would only cost memory
+            self._last = key, load(config.data, device, self._report)
+        return self._last[1]

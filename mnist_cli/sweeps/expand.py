@@ -1,0 +1,69 @@
+"""Which runs a sweep is of, and which of them can train as one stack: functions on data."""
+
+import itertools
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mnist_cli.config import Config, with_settings
+from mnist_cli.errors import UsageError
+
+# What the runs of one stack may differ in, each being updated on its own. Anything else makes
+# another stack.
+STACKABLE = ("optimizer.", "scheduler.", "train.seed", "train.clip_grad_norm")
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One run of a sweep, before it runs.
+
+    Attributes:
+        index: its place in the order asked for, from 0.
+        settings: the value of each swept setting.
+        config: its whole config, without the sweep.
+    """
+
+    index: int
+    settings: dict[str, Any]
+    config: Config
+
+
+def expand(config: Config) -> list[Trial]:
+    """Every combination of the swept values, the last axis moving fastest.
+
+    Raises:
+        UsageError: nothing is swept.
+        ConfigError: a combination is not a valid config.
+    """
+    if not config.sweep:
+        raise UsageError(
+            "nothing to sweep: the config has no sweep section",
+            "give values, such as --lrs 1e-1,1e-2,1e-3 or --grid model.depth=1..5",
+        )
+    base = config.model_copy(update={"sweep": {}})
+    trials = []
+    for index, values in enumerate(itertools.product(*config.sweep.values())):
+        settings = dict(zip(config.sweep, values, strict=True))
+        trials.append(Trial(index, settings, with_settings(base, settings)))
+    return trials
+
+
+def group(trials: Iterable[Trial]) -> list[list[Trial]]:
+    """The trials in stacks: those that differ only in what one stack can hold apart."""
+    stacks: dict[str, list[Trial]] = {}
+    for trial in trials:
+        fixed = {k: v for k, v in trial.config.settings() if not k.startswith(STACKABLE)}
+        stacks.setdefault(json.dumps(fixed, sort_keys=True), []).append(trial)
+    return list(stacks.values())
+
+
+def separators(stacks: Sequence[Sequence[Trial]]) -> list[str]:
+    """The swept settings that made more than one stack of a sweep, in the order swept."""
+    firsts = [stack[0].settings for stack in stacks]
+    return [
+        key
+        for key in firsts[0]
+        if not key.startswith(STACKABLE)
+        and len({json.dumps(settings[key]) for settings in firsts}) > 1
+    ]
