@@ -191,12 +191,12 @@ class RunDirectory:
         """How the run goes on, where and by whom; empty when there is none to read."""
         return cast("Meta", _read(_META, self.path / "meta.json") or {})
 
-    def summary(self) -> Summary:
-        """What came of it, with the folder's own name and place; empty without a sound one.
+    def summary(self) -> dict[str, Any]:
+        """What came of it (see `Summary`), with the folder's own name and place.
 
-        A folder may have been copied or renamed since.
+        A folder may have been copied or renamed since. Empty without a sound summary.
         """
-        summary = cast("Summary", _read(_SUMMARY, self.path / "summary.json") or {})
+        summary: dict[str, Any] = _read(_SUMMARY, self.path / "summary.json") or {}
         if not summary:
             return {}
         summary["sweep" if self.is_sweep else "run"] = self.name

@@ -460,7 +460,7 @@ def test_an_interrupted_run_has_saved_what_it_had(
     run = RunDirectory(folder)
     assert run.meta()["status"] == "interrupted"
     saved = torch.load(folder / "last.pt", weights_only=True)
-    assert saved["epoch"] == len(saved["resume"]["records"]) <= len(run.metrics())
+    assert saved["epoch"] == len(run.metrics())
     assert run.summary()["epochs"] >= 2
 
 

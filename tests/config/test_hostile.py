@@ -14,6 +14,8 @@ from mnist_cli import config as configs
 from mnist_cli.config import ConfigError, Flag
 from mnist_cli.errors import UsageError
 from mnist_cli.runs import store
+from mnist_cli.runs.metrics import MetricsLog
+from mnist_cli.runs.run import write_json
 from tests.conftest import Mnist
 
 SMALL = ("data={name: synthetic, size: 70}", "model.width=2", "--epochs", "1")
@@ -192,7 +194,7 @@ def test_a_config_cannot_have_such_a_name(mnist: Mnist, tmp_path: Path, name: st
     "name", [n for n in NAMES if "\0" not in n and "\ud800" not in n], ids=ascii
 )
 def test_a_run_that_cannot_be_is_not_found(mnist: Mnist, tmp_path: Path, name: str) -> None:
-    store.create(tmp_path / "runs", "mlp").write_config("{}")
+    (store.create(tmp_path / "runs", "mlp").path / "config.yaml").write_text("{}")
     before = tree(tmp_path)
     for command in (("runs", "show"), ("plot",)):
         ended = mnist(*command, "--", name)
@@ -206,8 +208,8 @@ def test_a_run_that_cannot_be_is_not_found(mnist: Mnist, tmp_path: Path, name: s
 def test_a_name_does_not_lead_out_of_the_runs_directory(tmp_path: Path) -> None:
     """A path is one from here, and never one from there."""
     root = tmp_path / "runs"
-    store.create(root, "mlp").write_config("{}")
-    store.create(tmp_path, "other").write_config("{}")
+    (store.create(root, "mlp").path / "config.yaml").write_text("{}")
+    (store.create(tmp_path, "other").path / "config.yaml").write_text("{}")
     for name in ("../other-0001", "mlp-0001/../../other-0001", "../runs/mlp-0001"):
         assert (root / name / "config.yaml").exists()
         Path("elsewhere/deep").mkdir(parents=True, exist_ok=True)
@@ -225,7 +227,7 @@ def test_a_name_does_not_lead_out_of_the_runs_directory(tmp_path: Path) -> None:
 def outside(tmp_path: Path) -> Path:
     """A run that is not in the runs directory."""
     run = store.create(tmp_path / "outside", "mlp")
-    run.write_config("model: mlp\n")
+    (run.path / "config.yaml").write_text("model: mlp\n")
     return run.path
 
 
@@ -233,7 +235,7 @@ def test_a_link_out_of_the_runs_directory_is_no_run(
     mnist: Mnist, tmp_path: Path, outside: Path
 ) -> None:
     root = tmp_path / "runs"
-    store.create(root, "mlp").write_config("model: mlp\n")
+    (store.create(root, "mlp").path / "config.yaml").write_text("model: mlp\n")
     (root / "linked").symlink_to(outside)
     (root / "deep").symlink_to(tmp_path / "outside")
     (root / "same").symlink_to("mlp-0001")
@@ -270,10 +272,9 @@ def test_nothing_is_written_through_a_link(tmp_path: Path) -> None:
     victim.write_text("precious")
     run = store.create(tmp_path / "runs", "mlp")
     writes: dict[str, Callable[[], object]] = {
-        "metrics.jsonl": lambda: run.append_metrics({"epoch": 1}),
-        "config.yaml": lambda: run.write_config("{}"),
-        "meta.json": lambda: run.write_meta({}),
-        "summary.json": lambda: run.write_summary({}),
+        "metrics.jsonl": lambda: MetricsLog(run.metrics_path).append({"epoch": 1}),
+        "meta.json": lambda: write_json(run.path / "meta.json", {}),
+        "summary.json": lambda: write_json(run.path / "summary.json", {}),
     }
     for name, write in writes.items():
         (run.path / name).symlink_to(victim)
@@ -289,7 +290,7 @@ def test_nothing_is_written_through_a_link(tmp_path: Path) -> None:
 
 def test_no_picture_is_drawn_through_a_link(mnist: Mnist, tmp_path: Path) -> None:
     run = store.create(tmp_path / "runs", "mlp")
-    run.write_config("model: mlp\n")
+    (run.path / "config.yaml").write_text("model: mlp\n")
     (run.path / "plots").rmdir()
     (tmp_path / "elsewhere").mkdir()
     (run.path / "plots").symlink_to(tmp_path / "elsewhere")
@@ -303,7 +304,7 @@ def test_pipes_and_folders_in_place_of_files_do_not_stop_a_listing(
     mnist: Mnist, tmp_path: Path
 ) -> None:
     run = store.create(tmp_path / "runs", "mlp")
-    run.write_config("model: mlp\n")
+    (run.path / "config.yaml").write_text("model: mlp\n")
     os.mkfifo(run.path / "meta.json")
     os.mkfifo(run.path / "metrics.jsonl")
     (run.path / "summary.json").mkdir()
@@ -353,11 +354,11 @@ def place() -> Iterator[Path]:
 
 def leave_everything(run: store.RunDirectory) -> None:
     """Writes all that a run writes."""
-    run.write_config("{}")
-    run.write_meta({"status": "running"})
-    run.write_summary({"best": None})
-    run.append_metrics({"epoch": 1})
-    store.create_trial(run, 0).append_metrics({"epoch": 1})
+    (run.path / "config.yaml").write_text("{}")
+    write_json(run.path / "meta.json", {"status": "running"})
+    write_json(run.path / "summary.json", {"best": None})
+    MetricsLog(run.metrics_path).append({"epoch": 1})
+    MetricsLog(store.create_trial(run, 0).metrics_path).append({"epoch": 1})
 
 
 @settings(deadline=None, max_examples=60)

@@ -4,15 +4,10 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
-from contextlib import closing
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 
@@ -21,13 +16,7 @@ from mnist_cli.data.dataset import Dataset, epoch_order, load
 from mnist_cli.engine.batched import batched
 from mnist_cli.engine.loop import Training, prepare, train
 from mnist_cli.models.modules import build, cost
-from mnist_cli.runs import store
-from mnist_cli.runs.checkpoint import load as load_checkpoint
-from mnist_cli.runs.datasets import Datasets
-from mnist_cli.runs.run import Run
-from mnist_cli.sweeps import executors
 from mnist_cli.sweeps import plan as plans
-from mnist_cli.sweeps.sweep import Sweep, expand, group
 from tests.engine.test_stack import OPTIMIZERS, SCHEDULERS, assert_same, config_of, train_alone
 
 BATCH = 32
@@ -74,25 +63,6 @@ def test_optimizers_and_schedules_of_all_kinds_train_in_one_stack(data: Dataset)
         assert_same(run.stack, replica, state)
 
 
-def test_only_what_a_stack_cannot_hold_apart_makes_another() -> None:
-    config = Config.model_validate(
-        {
-            "model": {"name": "mlp"},
-            "scheduler": {"name": "step", "step_size": 2},
-            "sweep": {
-                "model.depth": [1, 2],
-                "optimizer.name": ["sgd", "adam"],
-                "optimizer.lr": [1e-2, 1e-3],
-                "scheduler.gamma": [0.1, 0.5],
-                "train.clip_grad_norm": [1.0, None],
-                "train.seed": [0, 1],
-            },
-        }
-    )
-    stacks = group(expand(config))
-    assert [len(stack) for stack in stacks] == [32, 32]
-
-
 # -------------------------------------------------------------------------------- batched layers
 
 
@@ -135,139 +105,6 @@ def test_groups_that_share_images_are_the_replicas_one_by_one(name: str, groups:
     found = batched(models[0], state, 4)(images)
     for replica, model in enumerate(models):
         torch.testing.assert_close(found[replica], model(images[replica * groups // 4]))
-
-
-# ------------------------------------------------------------------------------------- processes
-
-
-@needs_fork
-@pytest.mark.parametrize("processes", [1, 2])
-@pytest.mark.parametrize("seeds", [[0], [0, 1, 2]], ids=["shared order", "own orders"])
-def test_processes_come_to_the_plain_loop(processes: int, seeds: list[int], tmp_path: Path) -> None:
-    config = Config.model_validate(
-        {
-            "data": {"name": "synthetic", "size": 140, "split": "official", "batch_size": BATCH},
-            "model": {"name": "mlp", "width": 16, "activation": "tanh", "dropout": 0.5},
-            "scheduler": {"name": "step", "step_size": 3, "gamma": 0.5, "interval": "step"},
-            "train": {"epochs": 3, "precision": "fp64"},
-            "sweep": {"optimizer.lr": [1e-2, 1e-3], "train.seed": seeds},
-        }
-    )
-    datasets = Datasets(print)
-    sweep = Sweep.create(config, store.create(tmp_path, "processes"))
-    deal = sweep.deal(datasets, workers=processes)
-    assert deal.workers == processes
-    executor: executors.Executor = executors.InProcess(datasets)
-    if processes > 1:
-        executor = executors.Workers(datasets, processes)
-    with closing(sweep.run(executor, deal.parts, datasets)) as events:
-        kinds = [type(event) for event in events]
-    assert kinds.count(executors.Epoch) == 3 * len(deal.parts)
-    data = datasets.get(config)
-    for run in sweep.runs:
-        assert run.status == "finished"
-        rate, seed = run.config.optimizer.lr, run.config.train.seed
-        state, losses = train_alone(run.config, "adam", "step", data, rate, seed)
-        found = load_checkpoint(run.folder.last)
-        for name, value in state.items():
-            torch.testing.assert_close(found.model[name], value, rtol=1e-6, atol=1e-9)
-        assert [record["train/loss"] for record in run.records] == pytest.approx(losses, rel=1e-8)
-        assert run.folder.metrics() == run.records
-
-
-def test_one_run_at_a_time_comes_to_the_same(tmp_path: Path) -> None:
-    config = Config.model_validate(
-        {
-            "data": {"name": "synthetic", "size": 140, "split": "official", "batch_size": BATCH},
-            "train": {"epochs": 2, "precision": "fp64"},
-            "sweep": {"optimizer.lr": [1e-2, 1e-3]},
-        }
-    )
-    datasets, losses = Datasets(print), []
-    for fuse in (True, False):
-        sweep = Sweep.create(config, store.create(tmp_path, "fuse"))
-        deal = sweep.deal(datasets, fuse=fuse, workers=1)
-        assert len(deal.parts) == (1 if fuse else 2)
-        list(sweep.run(executors.InProcess(datasets), deal.parts, datasets))
-        losses.append([run.best["val/loss"] for run in sweep.runs if run.best])
-    assert losses[0] == pytest.approx(losses[1], rel=1e-9)
-
-
-# ------------------------------------------------------------------------------------------ plan
-
-
-@given(
-    seeds=st.lists(st.integers(0, 3), min_size=1, max_size=24),
-    pieces=st.integers(1, 24),
-)
-def test_a_deal_loses_no_run_and_is_fair(seeds: list[int], pieces: int) -> None:
-    configs = [Config.model_validate({"train": {"seed": seed}}) for seed in seeds]
-    pieces = min(pieces, len(seeds))
-    dealt = plans.deal(range(len(seeds)), configs, pieces)
-    assert sorted(index for piece in dealt for index in piece) == list(range(len(seeds)))
-    sizes = [len(piece) for piece in dealt]
-    assert len(sizes) == pieces
-    assert max(sizes) - min(sizes) <= 1
-    for piece in dealt:
-        own = [configs[index].train.seed for index in piece]
-        assert own == sorted(own)
-
-
-def test_a_deal_keeps_what_shares_an_order_of_batches_together() -> None:
-    configs = [Config.model_validate({"train": {"seed": n % 4}}) for n in range(8)]
-    assert plans.deal(range(8), configs, 2) == [(0, 4, 1, 5), (2, 6, 3, 7)]
-    configs = [Config.model_validate({"train": {"seed": n % 3}}) for n in range(12)]
-    halves = plans.deal(range(12), configs, 2)  # three seeds: each half has half of every seed
-    assert [[configs[i].train.seed for i in half] for half in halves] == [[0, 0, 1, 1, 2, 2]] * 2
-
-
-def test_cores_are_those_this_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1, 2, 3, 4, 5, 6, 7}, raising=False)
-    reads = {"/sys/fs/cgroup/cpu.max": "max 100000"}
-    monkeypatch.setattr(Path, "read_text", lambda self: reads[str(self)])
-    assert plans.cores() == 8
-    reads["/sys/fs/cgroup/cpu.max"] = "250000 100000"
-    assert plans.cores() == 2
-    reads["/sys/fs/cgroup/cpu.max"] = "50000 100000"
-    assert plans.cores() == 1
-
-
-@pytest.mark.parametrize(
-    ("free", "model", "parts"),
-    [
-        (8 << 30, {"name": "mlp"}, [16, 16]),
-        (20 << 20, {"name": "mlp"}, [8, 8, 8, 8]),  # little memory: fewer at a time
-        (8 << 30, {"name": "cnn"}, [8, 8, 8, 8]),  # more would not stay in the cache
-    ],
-)
-def test_parts_fit_into_memory_and_cache(
-    free: int,
-    model: dict[str, Any],
-    parts: list[int],
-    data: Dataset,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(plans, "_free_memory", lambda _: free)
-    monkeypatch.setattr(plans, "cores", lambda: 2)
-    config = Config.model_validate({"model": model, "train": {"epochs": 100_000}})
-    found = plans.plan([range(32)], [config] * 32, [data])
-    assert [len(part.members) for part in found.parts] == parts
-    assert found.workers == (2 if plans.can_fork() else 1)
-
-
-def test_threads_are_for_large_steps_alone(data: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plans, "cores", lambda: 8)
-    small = Config.model_validate({"model": "mlp", "data": {"name": "synthetic"}})
-    large = Config.model_validate(
-        {"model": {"name": "mlp", "hidden": [2048]}, "data": {"name": "synthetic"}}
-    )
-    assert plans.plan([[0]], [small], [data]).parts[0].threads == 1
-    assert plans.plan([[0]], [large], [data]).parts[0].threads == 8
-    two = plans.plan([[0], [1]], [large, large], [data, data], workers=2)
-    if plans.can_fork():
-        assert [part.threads for part in two.parts] == [1, 1]
-    few = plans.plan([[0, 1, 2]], [large] * 3, [data])
-    assert (few.workers, [part.threads for part in few.parts]) == (1, [8])
 
 
 def test_cost_is_counted_by_hand() -> None:
@@ -344,12 +181,6 @@ def test_bfloat16_is_autocast_over_fp32_weights(data: Dataset) -> None:
     )
     name = "1.weight"
     assert not torch.equal(run.stack.state_dict(0)[name], exact.stack.state_dict(0)[name])
-
-
-def test_a_run_says_its_precision(tmp_path: Path) -> None:
-    config = Config.model_validate({"data": {"name": "synthetic"}, "train": {"precision": "bf16"}})
-    run = Run.create(config, store.create(tmp_path, "run"))
-    assert run.summary()["precision"] == "bf16"
 
 
 # ------------------------------------------------------------------------------------------- GPU

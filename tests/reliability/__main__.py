@@ -18,12 +18,14 @@ from unittest import mock
 
 from mnist_cli.config import load
 from mnist_cli.errors import CheckpointError
-from mnist_cli.runs import checkpoint
+from mnist_cli.runs import checkpoint, run, store
 from mnist_cli.runs.checkpoint import Checkpoint
 from mnist_cli.runs.datasets import Datasets
-from mnist_cli.runs.run import Run
-from mnist_cli.runs.store import RunDirectory, create
-from mnist_cli.sweeps.executors import Epoch, InProcess, Part
+from mnist_cli.runs.metrics import MetricsLog
+from mnist_cli.sweeps.driver import drive
+from mnist_cli.sweeps.executors import InProcess
+from mnist_cli.sweeps.jobs import Epoch
+from mnist_cli.sweeps.plan import StackPlan
 from tests.reliability.crash import SWEEP, TRAIN, Endured, Life, faults, lives
 from tests.runs.test_trust import made, same
 
@@ -111,13 +113,13 @@ def _cost(place: Path) -> tuple[str, str]:
         yield
         spent += time.perf_counter() - began
 
-    whole_save, whole_append = checkpoint.save, RunDirectory.append_metrics
+    whole_save, whole_append = checkpoint.save, MetricsLog.append
 
     def save(path: Path, state: Checkpoint) -> None:
         with counted():
             whole_save(path, state)
 
-    def append(self: RunDirectory, record: Any) -> None:
+    def append(self: MetricsLog, record: Any) -> None:
         with counted():
             whole_append(self, record)
 
@@ -129,12 +131,12 @@ def _cost(place: Path) -> tuple[str, str]:
         return f"not measured: {error}", "-"
     with (
         mock.patch.object(checkpoint, "save", save),
-        mock.patch.object(RunDirectory, "append_metrics", append),
+        mock.patch.object(MetricsLog, "append", append),
     ):
         for _ in range(3):
-            one = Run.create(config, create(place / "runs", "cost"))
+            one = run.create(config, store.create(place / "runs", "cost"))
             began, spent = time.perf_counter(), 0.0
-            for event in InProcess(datasets).run([Part([one], 1)]):
+            for event in drive([one], [StackPlan((0,), 1)], InProcess(datasets)):
                 if isinstance(event, Epoch):
                     now = time.perf_counter()
                     shares.append(spent / (now - began))

@@ -246,15 +246,31 @@ def contents(folder: Path) -> dict[str, Any]:
 def _weights(path: Path) -> Any:
     from mnist_cli.runs import checkpoint
 
-    return checkpoint.digest(_timeless(vars(checkpoint.load(path)))) if path.exists() else None
+    return plain(_timeless(vars(checkpoint.load(path)))) if path.exists() else None
+
+
+def plain(value: Any) -> Any:
+    """Values that are equal if and only if they were, tensors to the bit."""
+    import torch
+
+    match value:
+        case torch.Tensor():
+            return str(value.dtype), tuple(value.shape), value.numpy().tobytes()
+        case dict():
+            return {key: plain(item) for key, item in value.items()}
+        case list() | tuple():
+            return [plain(item) for item in value]
+        case _:
+            return repr(value)
 
 
 def _timeless(value: Any) -> Any:
+    """Without times, and without the length and sum of lines in which times stand."""
     if isinstance(value, dict):
         return {
             key: _timeless(item)
             for key, item in value.items()
-            if key != "seconds" and not str(key).startswith("time/")
+            if key not in ("seconds", "bytes", "sha256") and not str(key).startswith("time/")
         }
     return [_timeless(item) for item in value] if isinstance(value, list) else value
 

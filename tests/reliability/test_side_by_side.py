@@ -6,15 +6,21 @@ import platform
 import signal
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from mnist_cli.data import durable
 from mnist_cli.engine import loop as train
 from mnist_cli.runs import checkpoint as checkpoints
-from mnist_cli.runs import store
+from mnist_cli.runs import lock, store
+from mnist_cli.runs import run as runs
+from mnist_cli.runs.datasets import Datasets
 from mnist_cli.runs.store import RunDirectory
+from mnist_cli.sweeps import executors
+from mnist_cli.sweeps.jobs import Event, StackJob, train_stack
 from tests.conftest import Ended, Mnist
 from tests.reliability.forked import Command, alive, calls, children, until
 
@@ -163,9 +169,7 @@ def test_no_worker_outlives_its_parent(mnist: Mnist, tmp_path: Path) -> None:
     until(lambda: begun(folder / "trials/000") and begun(folder / "trials/001"))
     workers = list(children(command.pid))
     assert len(workers) == 2
-    assert {RunDirectory(trial.path).meta()["pid"] for trial in RunDirectory(folder).trials()} == {
-        *workers
-    }
+    assert {trial.meta()["pid"] for trial in RunDirectory(folder).trials()} == {command.pid}
     command.kill()
     until(lambda: not any(map(alive, workers)), 2, "a worker goes on")
     assert status(folder) == "dead"
@@ -178,30 +182,42 @@ def test_no_worker_outlives_its_parent(mnist: Mnist, tmp_path: Path) -> None:
     again.kill()
 
 
-def test_who_is_killed_while_its_workers_are_busy_blocks_nobody(tmp_path: Path) -> None:
-    """Whoever resumes at once may find the workers alive: they had the lock from their parent."""
+@pytest.mark.parametrize("stopped", [False, True], ids=["busy", "stopped"])
+def test_the_workers_of_a_killed_command_change_nothing(stopped: bool, tmp_path: Path) -> None:
+    """They may be alive when it is resumed, but they never write."""
     command = Command(tmp_path, "sweep", *SMALL, "--epochs", "100000", *WORKERS)
     folder = tmp_path / "runs" / "mlp-sweep-0001"
     until(lambda: begun(folder / "trials/000") and begun(folder / "trials/001"))
+    workers = list(children(command.pid))
+    for pid in workers if stopped else ():
+        os.kill(pid, signal.SIGSTOP)
     command.kill()
     again = Command(tmp_path, "resume", "mlp-sweep-0001")
     epochs = len(RunDirectory(folder / "trials/001").metrics())
     until(lambda: begun(folder / "trials/001", epochs + 2) or not again.running())
+    for pid in workers if stopped else ():
+        os.kill(pid, signal.SIGCONT)
+    until(lambda: not any(map(alive, workers)), 2, "a worker goes on")
+    more = len(RunDirectory(folder / "trials/001").metrics())
+    until(lambda: begun(folder / "trials/001", more + 2) or not again.running())
     assert again.running(), again.err
     again.kill()
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-@pytest.mark.parametrize("step", [2, 6], ids=["first epoch", "second epoch"])
+@pytest.mark.parametrize("at", [1, 2], ids=["first epoch", "second epoch"])
 def test_a_killed_worker_fails_its_own_runs_only(
-    step: int, number: signal.Signals, mnist: Mnist, tmp_path: Path
+    at: int, number: signal.Signals, mnist: Mnist, tmp_path: Path
 ) -> None:
     def before() -> None:
-        def then() -> None:
-            if RunDirectory(victim).meta().get("pid") == os.getpid():
-                os.kill(os.getpid(), number)
+        def dies(job: StackJob, datasets: Datasets) -> Iterator[Event]:
+            for number_of_event, event in enumerate(whole(job, datasets)):
+                if job.configs[0].optimizer.lr == 1e-3 and number_of_event == at:
+                    os.kill(os.getpid(), number)
+                yield event
 
-        calls(train, "_step", step, then)
+        whole = train_stack
+        vars(executors)["train_stack"] = dies
 
     victim = tmp_path / "runs" / "mlp-sweep-0001" / "trials" / "001"
     lrs = ("--lrs", "1e-2,1e-3,1e-4", "--fuse", "off", "--workers", "2")
@@ -268,13 +284,13 @@ def test_a_run_that_ends_while_it_is_looked_at_is_not_dead(
 ) -> None:
     """It was running when its status was read, and had let go when its lock was tried."""
     folder = store.create(tmp_path / "runs", "mlp")
-    folder.write_meta({"status": "running"})
+    (folder.path / "meta.json").write_text('{"status": "running"}')
 
-    def ends(self: RunDirectory) -> bool:
-        self.write_meta({"status": "finished"})
+    def ends(_: Path) -> bool:
+        (folder.path / "meta.json").write_text('{"status": "finished"}')
         return False
 
-    monkeypatch.setattr(RunDirectory, "_is_held", ends)
+    monkeypatch.setattr(lock, "is_held", ends)
     assert folder.status() == "finished"
 
 
@@ -284,21 +300,21 @@ def test_a_run_that_ends_while_it_is_looked_at_is_not_dead(
 def test_who_says_that_it_ended_has_said_how(
     argv: tuple[str, ...], mnist: Mnist, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told, write = [], RunDirectory.write_meta
+    told, write = [], durable.replace
 
-    def spy(self: RunDirectory, meta: Any) -> None:
-        if meta["status"] == "finished":
-            told.append((self.name, self.summary().get("status")))
-        write(self, meta)
+    def spy(path: Path, content: bytes) -> None:
+        if path.name == "meta.json" and json.loads(content)["status"] == "finished":
+            folder = RunDirectory(path.parent)
+            told.append((folder.name, folder.summary().get("status")))
+        write(path, content)
 
-    monkeypatch.setattr(RunDirectory, "write_meta", spy)
+    monkeypatch.setattr(durable, "replace", spy)
     assert mnist(*argv).code == 0
     assert {status for _, status in told} == {"finished"}
     assert len({name for name, _ in told}) == (1 if argv is TRAIN else 2)
 
 
 def test_who_only_looks_keeps_nobody_from_training(tmp_path: Path) -> None:
-    """Looking takes the lock for a moment; whoever trains waits that long."""
     stopped = Command(tmp_path, *LONG)
     folder = RunDirectory(tmp_path / "runs" / "mlp-0001")
     until(lambda: begun(folder.path))
@@ -315,7 +331,7 @@ def test_who_only_looks_keeps_nobody_from_training(tmp_path: Path) -> None:
         thread.start()
     try:
         for _ in range(10):
-            with folder.hold():
+            with runs.hold(folder):
                 pass
     finally:
         over.set()
@@ -326,11 +342,15 @@ def test_who_only_looks_keeps_nobody_from_training(tmp_path: Path) -> None:
 def test_a_holder_says_who_it_is_from_the_first_moment(tmp_path: Path) -> None:
     folder = store.create(tmp_path / "runs", "mlp")
     meta: dict[str, Any] = {"status": "interrupted", "pid": 1, "host": "elsewhere"}
-    folder.write_meta(meta)
-    with folder.hold():
+
+    def write(document: dict[str, Any]) -> None:
+        runs.write_json(folder.path / "meta.json", document)
+
+    write(meta)
+    with runs.hold(folder):
         told = json.loads((folder.path / "meta.json").read_text())
         assert (told["pid"], told["host"]) == (os.getpid(), platform.node())
         assert told["status"] == "interrupted"
-    folder.write_meta(meta | {"status": "finished"})
-    with folder.hold():  # of what has ended it stays written who trained it
+    write(meta | {"status": "finished"})
+    with runs.hold(folder):  # of what has ended it stays written who trained it
         assert folder.meta()["pid"] == 1

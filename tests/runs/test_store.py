@@ -10,7 +10,9 @@ import pytest
 
 from mnist_cli.data import durable
 from mnist_cli.errors import UsageError
+from mnist_cli.runs import run as runs
 from mnist_cli.runs import store
+from mnist_cli.runs.metrics import MetricsLog
 
 
 def test_folders_are_numbered_and_numbers_do_not_depend_on_other_names(tmp_path: Path) -> None:
@@ -63,8 +65,9 @@ def record(epoch: int, loss: float) -> dict[str, float]:
 def test_metrics_skip_a_torn_last_line(tmp_path: Path) -> None:
     run = store.create(tmp_path, "mlp")
     assert run.metrics() == []
-    run.append_metrics(record(1, 0.5))
-    run.append_metrics(record(2, float("nan")))
+    log = MetricsLog(run.metrics_path)
+    log.append(record(1, 0.5))
+    log.append(record(2, float("nan")))
     with (run.path / "metrics.jsonl").open("ab") as file:
         file.write(b'{"epoch": 3, "val')
     assert [(r["epoch"], r["val/loss"]) for r in run.metrics()] == [(1, 0.5), (2, None)]
@@ -73,24 +76,35 @@ def test_metrics_skip_a_torn_last_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize("line", [b"{", b"\xff\xfe", b"[1]", b'{"epoch": 1}', b""])
 def test_a_damaged_line_in_the_middle_is_named(tmp_path: Path, line: bytes) -> None:
     run = store.create(tmp_path, "mlp")
-    run.append_metrics(record(1, 0.5))
+    MetricsLog(run.metrics_path).append(record(1, 0.5))
     durable.append(run.path / "metrics.jsonl", line + b"\n")
     with pytest.raises(UsageError, match=r"metrics\.jsonl: line 2 is not the record of an epoch"):
         run.metrics()
 
 
-@pytest.mark.parametrize("text", ["", "[]", '{"best": 3}', '{"trials": [{}]}', '{"trials": 3}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "[]", '{"best": 3}', '{"trials": [{}]}', '{"trials": 3}', '{"seconds": null}'),
+        *('{"seconds": Infinity}', '{"best": {"val/loss": 1, "val/acc": "high"}}'),
+        '{"trials": [{"val/loss": 1, "val/acc": 1, "../../x": 1}]}',
+    ],
+)
 def test_a_damaged_summary_is_none(tmp_path: Path, text: str) -> None:
     run = store.create(tmp_path, "mlp")
     (run.path / "summary.json").write_text(text)
+    runs.write_json(run.path / "meta.json", {"status": "finished"})
     assert run.summary() == {}
+    assert run.status() == "damaged"
 
 
 def test_a_copied_folder_tells_its_own_name_and_place(tmp_path: Path) -> None:
     run = store.create(tmp_path, "mlp")
-    run.write_config("{}")
+    (run.path / "config.yaml").write_text("{}")
     run.best.touch()
-    run.write_summary({"run": "mlp-0001", "best": None, "checkpoint": str(run.best)})
+    runs.write_json(
+        run.path / "summary.json", {"run": "mlp-0001", "best": None, "checkpoint": str(run.best)}
+    )
     moved = store.RunDirectory(run.path.rename(tmp_path / "renamed"))
     summary = moved.summary()
     assert (summary["run"], summary["checkpoint"]) == ("renamed", str(tmp_path / "renamed/best.pt"))
@@ -98,7 +112,9 @@ def test_a_copied_folder_tells_its_own_name_and_place(tmp_path: Path) -> None:
 
 def test_json_files_are_json_whatever_is_measured(tmp_path: Path) -> None:
     run = store.create(tmp_path, "mlp")
-    run.write_summary({"a": float("inf"), "b": [float("nan"), 1], "c": {"d": 2.5}})
+    runs.write_json(
+        run.path / "summary.json", {"a": float("inf"), "b": [float("nan"), 1], "c": {"d": 2.5}}
+    )
     text = (run.path / "summary.json").read_text()
     assert json.loads(text, parse_constant=pytest.fail) == {
         "a": None,
@@ -110,8 +126,8 @@ def test_json_files_are_json_whatever_is_measured(tmp_path: Path) -> None:
 def test_runs_are_found_by_name_or_path_oldest_first(tmp_path: Path) -> None:
     for name in ("b", "a"):
         run = store.create(tmp_path, name)
-        run.write_config("{}")
-        run.write_meta(store.new_meta())
+        (run.path / "config.yaml").write_text("{}")
+        runs.write_json(run.path / "meta.json", runs.new_meta("running"))
     (tmp_path / "not-a-run").mkdir()
     assert [run.name for run in store.all_runs(tmp_path)] == ["b-0001", "a-0001"]
     assert store.find(tmp_path, "a-0001").path == tmp_path / "a-0001"
@@ -123,7 +139,7 @@ def test_runs_are_found_by_name_or_path_oldest_first(tmp_path: Path) -> None:
 
 def test_meta_holds_no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SECRET_TOKEN", "hunter2")
-    assert "hunter2" not in json.dumps(store.new_meta(device="cpu"))
+    assert "hunter2" not in json.dumps(runs.new_meta("running"))
 
 
 def test_a_runs_directory_that_cannot_be_made_is_a_usage_error(tmp_path: Path) -> None:

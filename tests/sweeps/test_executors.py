@@ -1,0 +1,76 @@
+"""Wherever stacks run, they come to the runs that one would have got alone."""
+
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+import torch
+
+from mnist_cli.config import Config
+from mnist_cli.runs import store
+from mnist_cli.runs.checkpoint import load as load_checkpoint
+from mnist_cli.runs.datasets import Datasets
+from mnist_cli.sweeps import executors
+from mnist_cli.sweeps import sweep as sweeps
+from mnist_cli.sweeps.expand import expand
+from mnist_cli.sweeps.jobs import Epoch
+from mnist_cli.sweeps.plan import can_fork
+from tests.engine.test_stack import train_alone
+
+BATCH = 32
+needs_fork = pytest.mark.skipif(not can_fork(), reason="needs fork")
+
+
+@needs_fork
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("seeds", [[0], [0, 1, 2]], ids=["shared order", "own orders"])
+def test_processes_come_to_the_plain_loop(processes: int, seeds: list[int], tmp_path: Path) -> None:
+    config = Config.model_validate(
+        {
+            "data": {"name": "synthetic", "size": 140, "split": "official", "batch_size": BATCH},
+            "model": {"name": "mlp", "width": 16, "activation": "tanh", "dropout": 0.5},
+            "scheduler": {"name": "step", "step_size": 3, "gamma": 0.5, "interval": "step"},
+            "train": {"epochs": 3, "precision": "fp64"},
+            "sweep": {"optimizer.lr": [1e-2, 1e-3], "train.seed": seeds},
+        }
+    )
+    datasets = Datasets(print)
+    folder = store.create(tmp_path, "processes")
+    sweep = sweeps.create(config, expand(config), folder, workers=processes)
+    plan = sweeps.partition(sweep, datasets)
+    assert plan.workers == processes
+    executor: executors.Executor = executors.InProcess(datasets)
+    if processes > 1:
+        executor = executors.LocalProcesses(datasets, processes)
+    with closing(sweeps.run(sweep, plan.stacks, executor, datasets)) as events:
+        kinds = [type(event) for event in events]
+    assert kinds.count(Epoch) == 3 * len(plan.stacks)
+    data = datasets.get(config)
+    for run in sweep.runs:
+        assert run.status == "finished"
+        rate, seed = run.config.optimizer.lr, run.config.train.seed
+        state, losses = train_alone(run.config, "adam", "step", data, rate, seed)
+        found = load_checkpoint(run.folder.last)
+        for name, value in state.items():
+            torch.testing.assert_close(found.model[name], value, rtol=1e-6, atol=1e-9)
+        assert [record["train/loss"] for record in run.records] == pytest.approx(losses, rel=1e-8)
+        assert run.folder.metrics() == run.records
+
+
+def test_one_run_at_a_time_comes_to_the_same(tmp_path: Path) -> None:
+    config = Config.model_validate(
+        {
+            "data": {"name": "synthetic", "size": 140, "split": "official", "batch_size": BATCH},
+            "train": {"epochs": 2, "precision": "fp64"},
+            "sweep": {"optimizer.lr": [1e-2, 1e-3]},
+        }
+    )
+    datasets, losses = Datasets(print), []
+    for fuse in (True, False):
+        folder = store.create(tmp_path, "fuse")
+        sweep = sweeps.create(config, expand(config), folder, fuse=fuse, workers=1)
+        plan = sweeps.partition(sweep, datasets)
+        assert len(plan.stacks) == (1 if fuse else 2)
+        list(sweeps.run(sweep, plan.stacks, executors.InProcess(datasets), datasets))
+        losses.append([run.best["val/loss"] for run in sweep.runs if run.best])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-9)
