@@ -4,38 +4,17 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
-from typing import TYPE_CHECKING, Annotated
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
 import typer
 from rich.console import Console
 
 from mnist_cli import config as configs
-from mnist_cli.cli.options import (
-    BatchSize,
-    ConfigOption,
-    Device,
-    Epochs,
-    Fuse,
-    Json,
-    Lr,
-    Name,
-    Overrides,
-    RunsDir,
-    Seed,
-    Seeds,
-    Workers,
-    given,
-)
+from mnist_cli.cli import options as opt
 from mnist_cli.cli.screen import console, human_console, print_json, tell_checkpoint, tell_origin
 from mnist_cli.config import Config, Flag
-from mnist_cli.errors import (
-    MnistError,
-    RunError,
-    SweepError,
-    UsageError,
-    in_words,
-    remedy,
-)
+from mnist_cli.errors import MnistError, RunError, SweepError, UsageError, in_words, remedy
 from mnist_cli.report import tables
 from mnist_cli.runs import interrupts, store
 from mnist_cli.runs.interrupts import Terminated
@@ -48,78 +27,97 @@ if TYPE_CHECKING:
     from mnist_cli.sweeps.sweep import Sweep
 
 
+@dataclass(frozen=True)
+class _Session:
+    """Where the data of a command comes from, and where its results go."""
+
+    datasets: "Datasets"
+    human: Console
+    as_json: bool
+
+    @classmethod
+    def start(cls, as_json: bool) -> Self:
+        from mnist_cli.runs.datasets import Datasets
+
+        return cls(Datasets(console(stderr=True).print), human_console(as_json), as_json)
+
+    def show(self, document: Any, *lines: str) -> None:
+        """Prints lines for people, and the document for programs."""
+        for line in lines:
+            self.human.print(line)
+        if self.as_json:
+            print_json(document)
+
+
 def train(
-    overrides: Overrides = None,
-    config: ConfigOption = None,
-    lr: Lr = None,
-    epochs: Epochs = None,
-    batch_size: BatchSize = None,
-    seed: Seed = None,
-    seeds: Seeds = None,
-    device: Device = None,
-    name: Name = None,
-    runs_dir: RunsDir = None,
-    fuse: Fuse = "on",
-    workers: Workers = None,
-    as_json: Json = False,
+    overrides: opt.Overrides = None,
+    config: opt.ConfigOption = None,
+    lr: opt.Lr = None,
+    epochs: opt.Epochs = None,
+    batch_size: opt.BatchSize = None,
+    seed: opt.Seed = None,
+    seeds: opt.Seeds = None,
+    device: opt.Device = None,
+    name: opt.Name = None,
+    runs_dir: opt.RunsDir = None,
+    fuse: opt.Fuse = "on",
+    workers: opt.Workers = None,
+    as_json: opt.Json = False,
 ) -> None:
     """Train one run: what the config says, without its sweep; or the same with several seeds."""
-    flags = given(lr=lr, epochs=epochs, batch_size=batch_size, seed=seed, device=device, name=name)
+    flags = opt.given(
+        lr=lr, epochs=epochs, batch_size=batch_size, seed=seed, device=device, name=name
+    )
     axes = [Flag("--seeds", "train.seed", seeds)] if seeds is not None else []
     loaded = configs.load(config, overrides or (), flags, axes)
     swept = {"train.seed": loaded.config.sweep["train.seed"]} if axes else {}
     chosen = loaded.config.model_copy(update={"sweep": swept})
-    human = human_console(as_json)
-    tell_origin(loaded)
-    _note_open_test_set(loaded.config)
+    _note_choices(loaded)
 
     from mnist_cli.runs import run as runs
-    from mnist_cli.runs.datasets import Datasets
-    from mnist_cli.sweeps import sweep as sweeps
 
-    datasets = Datasets(console(stderr=True).print)
-    datasets.get(chosen)  # first of all: a run without its data or device leaves no folder
-    root, title = store.runs_root(runs_dir), chosen.name or "run"
+    session, root, title = _Session.start(as_json), store.runs_root(runs_dir), chosen.name or "run"
+    session.datasets.get(chosen)  # first of all: a run without its data or device leaves no folder
     if swept:
+        trials = expand(chosen)  # may fail, and would leave an empty folder
         with _held(lambda: store.create(root, f"{title}-seeds")) as folder:
-            made = sweeps.create(
-                chosen, expand(chosen), folder, test=False, fuse=fuse == "on", workers=workers
+            made = _new_sweep(
+                chosen, trials, folder, session, fuse=fuse == "on", workers=workers, test=False
             )
-            plan = sweeps.partition(made, datasets)
-            _train_sweep(made, plan, datasets, human, as_json)
+            _train_sweep(*made, session)
         return
     with _held(lambda: store.create(root, title)) as folder:
         run = runs.create(chosen, folder)
-        human.print(f"{folder.name}: {tables.experiment(chosen)}")
-        _train_run(run, _plan_alone(run, datasets), datasets, human, as_json)
+        session.human.print(f"{folder.name}: {tables.experiment(chosen)}")
+        _train_run(run, _plan_alone(run, session), session)
 
 
 def sweep(
-    overrides: Overrides = None,
-    config: ConfigOption = None,
+    overrides: opt.Overrides = None,
+    config: opt.ConfigOption = None,
     lrs: Annotated[
         str | None,
         typer.Option("--lrs", metavar="LIST", help="Learning rates: 1e-1,1e-2 or log:1e-4:1e-1:7."),
     ] = None,
-    seeds: Seeds = None,
+    seeds: opt.Seeds = None,
     grid: Annotated[
         list[str] | None,
         typer.Option("--grid", metavar="KEY=LIST", help="Values of any setting; may be repeated."),
     ] = None,
-    epochs: Epochs = None,
-    batch_size: BatchSize = None,
-    device: Device = None,
-    name: Name = None,
-    runs_dir: RunsDir = None,
-    fuse: Fuse = "on",
-    workers: Workers = None,
+    epochs: opt.Epochs = None,
+    batch_size: opt.BatchSize = None,
+    device: opt.Device = None,
+    name: opt.Name = None,
+    runs_dir: opt.RunsDir = None,
+    fuse: opt.Fuse = "on",
+    workers: opt.Workers = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="List the runs and how they are grouped; run nothing.")
     ] = False,
-    as_json: Json = False,
+    as_json: opt.Json = False,
 ) -> None:
     """Train every combination of the swept settings, rank them, and test the winner once."""
-    flags = given(epochs=epochs, batch_size=batch_size, device=device, name=name)
+    flags = opt.given(epochs=epochs, batch_size=batch_size, device=device, name=name)
     axes = [Flag("--lrs", "optimizer.lr", lrs)] if lrs is not None else []
     axes += [Flag("--seeds", "train.seed", seeds)] if seeds is not None else []
     axes += [Flag("--grid", None, text) for text in grid or ()]
@@ -130,27 +128,24 @@ def sweep(
                 f"{key} is set on the command line, but {loaded.origin} sweeps it",
                 f"give the values to sweep instead: --grid {key}=...",
             )
-    human = human_console(as_json)
-    tell_origin(loaded)
-    _note_open_test_set(loaded.config)
+    _note_choices(loaded)
     trials = expand(loaded.config)
     if dry_run:
-        _show_plan(trials, human, as_json)
+        _show_plan(trials, as_json)
         return
 
     from mnist_cli.engine.device import resolve_device
-    from mnist_cli.runs.datasets import Datasets
-    from mnist_cli.sweeps import sweep as sweeps
 
-    datasets = Datasets(console(stderr=True).print)
+    session, root = _Session.start(as_json), store.runs_root(runs_dir)
     for wanted in {trial.config.train.device for trial in trials}:
         resolve_device(wanted)
     for trial in {trial.config.data.name: trial for trial in trials}.values():
-        datasets.get(trial.config)
-    root, title = store.runs_root(runs_dir), f"{loaded.config.name or 'run'}-sweep"
-    with _held(lambda: store.create(root, title)) as folder:
-        made = sweeps.create(loaded.config, trials, folder, fuse=fuse == "on", workers=workers)
-        _train_sweep(made, sweeps.partition(made, datasets), datasets, human, as_json)
+        session.datasets.get(trial.config)
+    with _held(lambda: store.create(root, f"{loaded.config.name or 'run'}-sweep")) as folder:
+        made = _new_sweep(
+            loaded.config, trials, folder, session, fuse=fuse == "on", workers=workers, test=True
+        )
+        _train_sweep(*made, session)
 
 
 def resume(
@@ -162,9 +157,9 @@ def resume(
         int | None,
         typer.Option("--epochs", metavar="N", min=1, help="Train on, to N epochs in all."),
     ] = None,
-    runs_dir: RunsDir = None,
-    workers: Workers = None,
-    as_json: Json = False,
+    runs_dir: opt.RunsDir = None,
+    workers: opt.Workers = None,
+    as_json: opt.Json = False,
 ) -> None:
     """Go on with a run or a sweep that was interrupted, to the bits it would have come to.
 
@@ -182,69 +177,53 @@ def resume(
     owner = store.RunDirectory(folder.path.resolve()).owner
     if owner.path != folder.path.resolve() and owner.is_sweep:
         raise UsageError(f"{folder.name} goes on with its sweep", f"go on with: {_resume(owner)}")
-    human, note = human_console(as_json), console(stderr=True).print
-
-    from mnist_cli.runs.datasets import Datasets
-
+    session, note = _Session.start(as_json), console(stderr=True).print
     with _held(lambda: folder):
-        datasets = Datasets(note)
-        go_on = _resume_sweep if folder.is_sweep else _resume_run
-        go_on(folder, epochs, workers, datasets, human, as_json)
+        from mnist_cli.runs import run as runs
+        from mnist_cli.sweeps import sweep as sweeps
+        from mnist_cli.sweeps.plan import StackPlan
+
+        if folder.is_sweep:
+            sweep = sweeps.reopen(folder, epochs, note)
+            if sweep.status == "finished":
+                ended = f"{folder.name} is finished: {len(sweep.runs)} runs"
+                session.show(folder.summary(), ended)
+                return
+            _train_sweep(sweep, sweeps.restore_partition(sweep, session.datasets, workers), session)
+            return
+        one = runs.reopen(folder, epochs, note)
+        if one.status != "waiting":
+            session.show(
+                runs.summary(one), f"{folder.name} is {one.status}: {len(one.records)} epochs"
+            )
+            return
+        done = f" from epoch {len(one.records) + 1}" if one.records else ""
+        session.human.print(f"{folder.name} goes on{done}: {tables.experiment(one.config)}")
+        threads = one.meta.get("threads")
+        plan = StackPlan((0,), threads) if threads else _plan_alone(one, session)
+        _train_run(one, plan, session)
 
 
-def _resume_run(
+def _new_sweep(
+    config: Config,
+    trials: Sequence[Trial],
     folder: store.RunDirectory,
-    epochs: int | None,
-    _: int | None,
-    datasets: "Datasets",
-    human: Console,
-    as_json: bool,
-) -> None:
-    from mnist_cli.runs import run as runs
-    from mnist_cli.sweeps.plan import StackPlan
-
-    run = runs.reopen(folder, epochs, console(stderr=True).print)
-    if run.status != "waiting":
-        human.print(f"{folder.name} is {run.status}: {len(run.records)} epochs")
-        if as_json:
-            print_json(runs.summary(run))
-        return
-    done = f" from epoch {len(run.records) + 1}" if run.records else ""
-    human.print(f"{folder.name} goes on{done}: {tables.experiment(run.config)}")
-    threads = run.meta.get("threads")
-    plan = StackPlan((0,), threads) if threads else _plan_alone(run, datasets)
-    _train_run(run, plan, datasets, human, as_json)
-
-
-def _resume_sweep(
-    folder: store.RunDirectory,
-    epochs: int | None,
-    workers: int | None,
-    datasets: "Datasets",
-    human: Console,
-    as_json: bool,
-) -> None:
+    session: _Session,
+    **options: Any,
+) -> "tuple[Sweep, Plan]":
     from mnist_cli.sweeps import sweep as sweeps
 
-    reopened = sweeps.reopen(folder, epochs, console(stderr=True).print)
-    if reopened.status == "finished":
-        human.print(f"{folder.name} is finished: {len(reopened.runs)} runs")
-        if as_json:
-            print_json(folder.summary())
-        return
-    plan = sweeps.restore_partition(reopened, datasets, workers)
-    _train_sweep(reopened, plan, datasets, human, as_json)
+    sweep = sweeps.create(config, trials, folder, **options)
+    return sweep, sweeps.partition(sweep, session.datasets)
 
 
-def _plan_alone(run: "Run", datasets: "Datasets") -> "StackPlan":
+def _plan_alone(run: "Run", session: _Session) -> "StackPlan":
     from mnist_cli.sweeps.plan import plan
 
-    return plan([[0]], [run.config], [datasets.get(run.config)]).stacks[0]
+    return plan([[0]], [run.config], [session.datasets.get(run.config)]).stacks[0]
 
 
-def _train_run(
-    run: "Run", plan: "StackPlan", datasets: "Datasets", human: Console, as_json: bool
-) -> None:
+def _train_run(run: "Run", plan: "StackPlan", session: _Session) -> None:
     """Trains a run and shows what came of it."""
     from mnist_cli.report.live import Display
     from mnist_cli.runs.run import summary
@@ -253,21 +232,20 @@ def _train_run(
     from mnist_cli.sweeps.jobs import Failed
 
     display = Display(console(stderr=True), {})
-    with display.live(), closing(drive([run], [plan], InProcess(datasets))) as events:
+    with display.live(), closing(drive([run], [plan], InProcess(session.datasets))) as events:
         for event in events:
             display.show(event)
             if isinstance(event, Failed):
                 raise _failure(run.folder, event.error) from event.error
-    _show_reference(human, run.config, [run])
+    _show_reference(session.human, run.config, [run])
     if run.best:
-        human.print(
+        session.human.print(
             f"best: epoch {run.best['epoch']}, val acc {tables.percent(run.best['val/acc'])}, "
             f"val loss {tables.loss(run.best['val/loss'])}, "
             f"{tables.duration(run.seconds)} in all"
         )
-        tell_checkpoint(human, run.folder.best)
-    if as_json:
-        print_json(summary(run))
+        tell_checkpoint(session.human, run.folder.best)
+    session.show(summary(run))
     _draw(run.folder)  # last: whoever has no patience for pictures has seen the figures
     if run.status == "diverged":
         raise RunError(
@@ -276,9 +254,7 @@ def _train_run(
         )
 
 
-def _train_sweep(
-    sweep: "Sweep", plan: "Plan", datasets: "Datasets", human: Console, as_json: bool
-) -> None:
+def _train_sweep(sweep: "Sweep", plan: "Plan", session: _Session) -> None:
     """Trains a sweep and shows what came of it."""
     from mnist_cli.report.live import Display
     from mnist_cli.sweeps import executors
@@ -286,15 +262,15 @@ def _train_sweep(
     from mnist_cli.sweeps.jobs import Failed
 
     processes = f" in {plan.workers} processes" if plan.workers > 1 else ""
-    human.print(
+    session.human.print(
         f"{sweep.folder.name}: {tables.counted(len(sweep.runs), 'run')} in "
         f"{tables.counted(len(plan.stacks), 'stack')}{processes}: "
         f"{tables.experiment(sweep.config)}"
     )
     executor: executors.Executor = (
-        executors.LocalProcesses(datasets, plan.workers)
+        executors.LocalProcesses(session.datasets, plan.workers)
         if plan.workers > 1
-        else executors.InProcess(datasets)
+        else executors.InProcess(session.datasets)
     )
     labels = {
         run.folder.name: trial.settings for run, trial in zip(sweep.runs, sweep.trials, strict=True)
@@ -302,20 +278,19 @@ def _train_sweep(
     display, failures = Display(console(stderr=True), labels), list[Exception]()
     with (
         display.live(),
-        closing(sweeps.run(sweep, plan.stacks, executor, datasets)) as events,
+        closing(sweeps.run(sweep, plan.stacks, executor, session.datasets)) as events,
     ):
         for event in events:
             display.show(event)
             failures += [event.error] if isinstance(event, Failed) else []
     summary = sweeps.summary(sweep)
     for part in tables.ranking(summary, sweep.config.train.select):
-        human.print(part)
-    _show_reference(human, sweep.config, sweep.runs, sweep.test)
+        session.human.print(part)
+    _show_reference(session.human, sweep.config, sweep.runs, sweep.test)
     if summary["best"]:
-        human.print(f"{tables.duration(sweep.seconds)} in all")
-        tell_checkpoint(human, sweep.folder.best)
-    if as_json:
-        print_json(summary)
+        session.human.print(f"{tables.duration(sweep.seconds)} in all")
+        tell_checkpoint(session.human, sweep.folder.best)
+    session.show(summary)
     _draw(sweep.folder)
     failed = [run.folder.name for run in sweep.runs if run.status == "failed"]
     if failed:
@@ -328,8 +303,9 @@ def _train_sweep(
         raise RunError("every run diverged", "try lower learning rates: --lrs")
 
 
-def _show_plan(trials: Sequence[Trial], human: Console, as_json: bool) -> None:
+def _show_plan(trials: Sequence[Trial], as_json: bool) -> None:
     """The runs of a sweep and which of them train together; nothing is run."""
+    human = human_console(as_json)
     stacks = group(trials)
     keys = separators(stacks)
     counts = f"{tables.counted(len(trials), 'run')} in {tables.counted(len(stacks), 'stack')}"
@@ -341,7 +317,9 @@ def _show_plan(trials: Sequence[Trial], human: Console, as_json: bool) -> None:
         print_json({"runs": rows, "separated_by": keys})
 
 
-def _note_open_test_set(config: Config) -> None:
+def _note_choices(loaded: configs.Loaded) -> None:
+    tell_origin(loaded)
+    config = loaded.config
     if "official" in {config.data.split, *config.sweep.get("data.split", ())}:
         console(stderr=True).print(
             "note: the test set validates (data.split: official), so selection sees it"
