@@ -147,7 +147,7 @@ def read_pickle_batch(
         DataError: it is not such a batch.
     """
     try:
-        batch = pickles.load(io.BytesIO(data), limit=len(data))
+        batch = pickles.load(data)
     except pickles.UnsafePickleError as error:
         raise DataError(f"{name} {error}") from error
     images = batch.get("data") if isinstance(batch, dict) else None

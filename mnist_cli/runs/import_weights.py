@@ -85,7 +85,7 @@ def read(path: Path) -> Weights:
             case "safetensors":
                 content = _read_safetensors(data)
             case "pickle":
-                content = pickles.load(io.BytesIO(data), limit=len(data))
+                content = pickles.load(data)
             case "torch":
                 content = checkpoints.read_archive(path)
             case None:
