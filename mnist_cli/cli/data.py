@@ -14,6 +14,8 @@ app = typer.Typer(
     rich_markup_mode=None, no_args_is_help=True, help="Fetch data sets, verify and look at them."
 )
 
+UNPUBLISHED = "as it was when it was fetched (no sum of its unpacked images is published)"
+
 DataName = Annotated[str, typer.Argument(metavar="NAME", help="A data set: `mnist data list`.")]
 
 
@@ -59,7 +61,7 @@ def data_fetch(
 
     _known_data(name)
     path = fetch(name, source_dir=source, force=force, report=console(stderr=True).print)
-    print(f"{name}: ready and verified: {path}")
+    print(f"{name}: ready: {path}")
 
 
 @app.command("verify")
@@ -69,7 +71,7 @@ def data_verify(
         typer.Argument(metavar="[NAME]...", help="Which; all there are, if not given."),
     ] = None,
 ) -> None:
-    """Check the data that is there against its pinned sums, byte for byte."""
+    """Check every byte of the data that is there."""
     from mnist_cli.data.catalog import DATASETS
     from mnist_cli.data.prepared import find, verify
 
@@ -77,8 +79,8 @@ def data_verify(
         _known_data(name)
     chosen = names or [name for name in DATASETS if find(name)]
     for name in chosen:
-        verify(name)
-        print(f"{name}: verified")
+        published = verify(name)
+        print(f"{name}: {'verified' if published else UNPUBLISHED}")
     if not chosen:
         print("no data is there yet; `mnist data fetch mnist` gets some")
 
@@ -89,24 +91,27 @@ def data_show(
     config: ConfigOption = None,
     split: Annotated[SplitName, typer.Option("--split", help="Which images.")] = "train",
     count: Annotated[int, typer.Option("-n", min=1, max=50, help="How many.")] = 5,
-    output: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="The PNG.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE", help="The PNG; default: NAME-SPLIT.png.")
+    ] = None,
 ) -> None:
-    """Draw the first images of a split in a row, each with its label."""
+    """Draw the first images of a split, each with its label."""
     settings = configs.load(config, overrides or ()).config
+    path = output or Path(f"{settings.data.name}-{split}.png")
+    if path.suffix.lower() != ".png":
+        raise UsageError(f"--out {path}: the picture is written as PNG", "end its name in .png")
 
-    from mnist_cli.data.prepared import data_dir
+    import torch
+
+    from mnist_cli.data.dataset import load
     from mnist_cli.report import plots, tables
-    from mnist_cli.runs.datasets import Datasets
 
-    data = Datasets(console(stderr=True).print).get(settings)
+    data = load(settings.data, torch.device("cpu"), console(stderr=True).print)
     images = data.split(split)
-    count = min(count, len(images))
-    pixels = images.images[:count].cpu().numpy()
+    pixels = images.images[:count].numpy()
     labels = [data.classes[label] for label in images.labels[:count].tolist()]
     title = f"{data.name}, {settings.data.split} split: first {split} images"
-    path = output or data_dir() / "pictures" / f"{data.name}-{settings.data.split}-{split}.png"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    plots.image_row(path, title, pixels, labels)
+    plots.image_grid(path, title, pixels, labels)
     terminal = console()
     if terminal.is_terminal and not terminal.no_color:
         terminal.print(tables.image_row(pixels, labels, terminal.width))

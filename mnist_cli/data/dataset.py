@@ -9,10 +9,9 @@ from torch import Tensor
 
 from mnist_cli.config.schema import DataConfig, ImageData, SyntheticData
 from mnist_cli.data.catalog import DATASETS
-from mnist_cli.data.prepared import Arrays, prepare
+from mnist_cli.data.formats import Arrays, Bytes
+from mnist_cli.data.prepared import prepare
 from mnist_cli.data.seeds import derive
-
-CONVERTED = 4096  # images at once: few enough to stay in the cache between two operations
 
 
 @dataclass(frozen=True)
@@ -33,7 +32,7 @@ class Split:
         return len(self.labels)
 
     def batch(self, index: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """The images and labels at some places, scaled.
+        """The images and labels at some indices, scaled.
 
         Args:
             index: int64, shape (G, batch): one row for each replica, or one row for all.
@@ -42,18 +41,16 @@ class Split:
         Returns:
             Images (G, batch, channels, height, width) and labels (G, batch).
         """
-        places = index.flatten()
-        images = self.images.index_select(0, places).view(*index.shape, *self.images.shape[1:])
-        labels = self.labels.index_select(0, places).view(index.shape)
+        flat = index.flatten()
+        images = self.images.index_select(0, flat).view(*index.shape, *self.images.shape[1:])
+        labels = self.labels.index_select(0, flat).view(index.shape)
         if images.is_floating_point():
             return images.to(dtype), labels
         return images.to(dtype).div_(self.scale), labels
 
-    def held_as(self, dtype: torch.dtype) -> "Split":
+    def astype(self, dtype: torch.dtype) -> "Split":
         """The same split with its images scaled and converted once, and not at every step."""
-        images = torch.empty(self.images.shape, dtype=dtype, device=self.images.device)
-        for part, pixels in zip(images.split(CONVERTED), self.images.split(CONVERTED), strict=True):
-            part.copy_(pixels).div_(self.scale)
+        images = self.images.to(dtype).div_(self.scale)
         return Split(images, self.labels, self.scale)
 
 
@@ -110,8 +107,7 @@ def load(
         )
         for name, (images, labels) in _split(arrays, config, holdout).items()
     }
-    classes = form(config)[1]
-    return Dataset(name=config.name, classes=classes, sha256=arrays.sha256, **splits)
+    return Dataset(config.name, form(config)[1], arrays.sha256, **splits)
 
 
 def form(config: DataConfig) -> tuple[tuple[int, int, int], tuple[str, ...]]:
@@ -155,10 +151,10 @@ def synthesize(size: int, seed: int) -> Arrays:
     labels = random.integers(0, 10, size)
     shifts = random.integers(-3, 4, (size, 2))
     images = np.empty((size, 1, 28, 28), np.uint8)
-    for place, (label, shift) in enumerate(zip(labels, shifts, strict=True)):
+    for index, (label, shift) in enumerate(zip(labels, shifts, strict=True)):
         shape = np.roll(shapes[label], shift, axis=(0, 1)) * random.uniform(0.5, 1.0)
         noisy = shape + random.normal(0, 0.15, (28, 28))
-        images[place, 0] = (noisy.clip(0, 1) * 255).astype(np.uint8)
+        images[index, 0] = (noisy.clip(0, 1) * 255).astype(np.uint8)
     train = size - size // 7
     digits = labels.astype(np.uint8)
     return Arrays(images[:train], digits[:train], images[train:], digits[train:])
@@ -166,26 +162,23 @@ def synthesize(size: int, seed: int) -> Arrays:
 
 def _split(
     arrays: Arrays, config: ImageData | SyntheticData, holdout: int
-) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+) -> dict[str, tuple[Bytes, Bytes]]:
     """Images and labels of each split, by name; what a split means is said in the schema."""
+
+    def take(source: tuple[Bytes, Bytes], index: slice | np.ndarray) -> tuple[Bytes, Bytes]:
+        return source[0][index], source[1][index]
+
     train = arrays.train_images, arrays.train_labels
     test = arrays.test_images, arrays.test_labels
     if config.split == "official":
         return {"train": train, "val": test, "test": test}
     if config.split == "holdout":
         kept = len(train[1]) - holdout
-        return {
-            "train": (train[0][:kept], train[1][:kept]),
-            "val": (train[0][kept:], train[1][kept:]),
-            "test": test,
-        }
-    images = np.concatenate([train[0], test[0]])
-    labels = np.concatenate([train[1], test[1]])
-    tenth = len(labels) // 10
-    order = np.random.default_rng(derive(config.seed, "split")).permutation(len(labels))
-    parts = {
-        "train": order[: -2 * tenth],
-        "val": order[-2 * tenth : -tenth],
-        "test": order[-tenth:],
-    }
-    return {name: (images[part], labels[part]) for name, part in parts.items()}
+        first, last = slice(kept), slice(kept, None)
+        return {"train": take(train, first), "val": take(train, last), "test": test}
+    pooled = np.concatenate([train[0], test[0]]), np.concatenate([train[1], test[1]])
+    size = len(pooled[1])
+    order = np.random.default_rng(derive(config.seed, "split")).permutation(size)
+    ends = [size - size // 10 * 2, size - size // 10]
+    parts = zip(("train", "val", "test"), np.split(order, ends), strict=True)
+    return {name: take(pooled, index) for name, index in parts}

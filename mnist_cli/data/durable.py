@@ -1,37 +1,35 @@
-"""Durable writes: after a crash at any moment a file is as it was or as it shall be.
+"""Durable writes: after a crash at any moment a file is as it was or as it was to become.
 
-Whatever has to outlive a crash is written here and nowhere else. Every error names the file.
+All files that must outlive a crash are written here. Every error names the file.
 """
 
 import os
-import re
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-_TEMPORARY = re.compile(r"\..+\.[a-z0-9_]{8}\.tmp")
 _FLAGS = os.O_WRONLY | os.O_CREAT | getattr(os, "O_BINARY", 0)
 
 
 def replace(path: Path, content: bytes) -> None:
-    """Puts a whole file in place of another, or of none.
+    """Writes a file in full, replacing the one of that name if there is one.
 
     The temporary file lies in the same directory (a rename across filesystems is a copy, and can be
     seen half-done), and both it and the directory are flushed to the disk before this returns.
 
     Raises:
-        OSError: the file is as it was (or as it shall be, if only its name could not be flushed);
-            no temporary file is left.
+        OSError: the file is as it was (or as it was to become, if only its name could not be
+            flushed); no temporary file is left.
     """
     with _naming(path):
         with _written(path, content) as temporary:
-            os.replace(temporary, path)  # noqa: PTH105 - tests make what is of `os` here fail
+            os.replace(temporary, path)  # noqa: PTH105 - tests inject faults into `os` here
         _sync_directory(path.parent)
 
 
 def create(path: Path, content: bytes) -> None:
-    """Puts a whole file where there is none.
+    """Writes a file in full, where there is none of that name.
 
     Raises:
         FileExistsError: there is one.
@@ -73,11 +71,10 @@ def make_folder(path: Path) -> None:
 def clear(folder: Path) -> None:
     """Removes the temporary files, at any depth, that killed processes left behind.
 
-    Only who keeps everybody else from writing there may ask for it.
+    The caller holds the lock that keeps every other process from writing there.
     """
-    for path in folder.rglob(".*.tmp"):
-        if _TEMPORARY.fullmatch(path.name):
-            path.unlink(missing_ok=True)
+    for path in folder.rglob(".*.????????.tmp"):
+        path.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -8,7 +8,7 @@ run of pointers to objects.
 
 import io
 import pickle
-from typing import BinaryIO
+from typing import BinaryIO, Literal
 
 import numpy as np
 
@@ -69,21 +69,18 @@ class _Array(np.ndarray):
 
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> object:
-        # NumPy 2 calls `numpy.core` by another name.
-        match module.replace("numpy._core.", "numpy.core."), name:
-            case "numpy", "ndarray":
-                return None  # the type that _reconstruct is told to make
-            case "numpy", "dtype":
-                return _Dtype
-            case "numpy.core.multiarray", "_reconstruct":
-                return self._reconstruct
-            case "numpy.core.multiarray", "scalar":
-                return self._scalar
-            case "numpy.core.numeric", "_frombuffer":
-                return self._frombuffer
-            case "_codecs", "encode":
-                return self._encode  # how protocols 0 to 2 write bytes
-        raise UnsafePickleError(f"asks for {module}.{name}")
+        allowed = {
+            ("numpy", "ndarray"): None,  # the type that _reconstruct is told to make
+            ("numpy", "dtype"): _Dtype,
+            ("numpy.core.multiarray", "_reconstruct"): self._reconstruct,
+            ("numpy.core.multiarray", "scalar"): self._scalar,
+            ("numpy.core.numeric", "_frombuffer"): self._frombuffer,
+            ("_codecs", "encode"): self._encode,  # how protocols 0 to 2 write bytes
+        }
+        key = module.replace("numpy._core.", "numpy.core."), name  # as NumPy 2 and 1 call it
+        if key not in allowed:
+            raise UnsafePickleError(f"asks for {module}.{name}")
+        return allowed[key]
 
     # Methods, because a pickle can set the attributes of a function, and not those of a method.
 
@@ -94,11 +91,10 @@ class _Unpickler(pickle.Unpickler):
         return np.frombuffer(data, dtype.dtype)[0]
 
     def _frombuffer(
-        self, data: bytes | bytearray, dtype: _Dtype, shape: tuple[int, ...], order: str
-    ) -> _Array:
-        array = self._reconstruct()
-        array.__setstate__((1, shape, dtype, order == "F", bytes(data)))
-        return array
+        self, data: bytes, dtype: _Dtype, shape: tuple[int, ...], order: Literal["C", "F"]
+    ) -> np.ndarray:
+        array = np.frombuffer(data, dtype.dtype).reshape(shape, order=order)
+        return array.astype(dtype.dtype.newbyteorder("="))  # a copy, which is writable
 
     def _encode(self, text: str, _: str) -> bytes:
         return text.encode("latin-1")

@@ -1,4 +1,4 @@
-"""A person's own picture files, made into what a model takes.
+"""Picture files of the user's own, prepared as input of a model.
 
 Grey pictures are prepared as their data set was. For MNIST: the digit is cut out, fitted into 20x20
 pixels keeping its proportions, and placed on 28x28 with its centre of mass at the centre. What is
@@ -8,15 +8,14 @@ the picture are is the paper. A picture in colour is squared and scaled down.
 A picture comes from anywhere, so only the formats below are tried, and sizes are bounded.
 """
 
-import stat
 import warnings
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageFilter, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFilter, ImageOps
 
-from mnist_cli.errors import UsageError
+from mnist_cli.errors import UsageError, in_words
 
 # Not all that Pillow knows: for EPS, say, it would start another program.
 FORMATS = ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM")
@@ -53,13 +52,13 @@ def prepare(path: Path, data: str, shape: tuple[int, int, int]) -> Bytes:
     """
     picture = _read(path)
     if shape[0] == 3:
-        square = ImageOps.fit(_on_white(picture), (shape[2], shape[1]), Image.Resampling.BICUBIC)
+        white = Image.new("RGBA", picture.size, "white")
+        colour = Image.alpha_composite(white, picture).convert("RGB")
+        square = ImageOps.fit(colour, (shape[2], shape[1]), Image.Resampling.BICUBIC)
         return np.ascontiguousarray(np.asarray(square).transpose(2, 0, 1))
     ink = _ink(_grey(picture))
     if ink is None:
-        raise UsageError(
-            f"{path}: nothing is drawn in it, or too faintly", "give a picture of dark on light"
-        )
+        raise UsageError(f"{path}: nothing is drawn in it, or too faintly", "draw dark on light")
     box, by_mass = BOXES[data]
     return _placed(_fitted(ink, box), shape[1], by_mass)[None]
 
@@ -68,18 +67,13 @@ def prepare(path: Path, data: str, shape: tuple[int, int, int]) -> Bytes:
 
 
 def _read(path: Path) -> Image.Image:
-    """The first picture in a file, upright, in mode L, RGB or RGBA, no larger than it need be."""
+    """The first picture in a file, upright, in mode RGBA, no larger than it need be."""
     hint = f"formats: {', '.join(FORMATS)}"
     try:
-        status = path.stat()
-    except OSError as error:
-        raise UsageError(f"{path}: {error.strerror}") from error
-    if not stat.S_ISREG(status.st_mode):
-        kind = "a directory" if stat.S_ISDIR(status.st_mode) else "not a regular file"
-        raise UsageError(f"{path}: {kind}, not a picture", hint)
-    if status.st_size > MAX_BYTES:
-        raise UsageError(f"{path}: {status.st_size:,} bytes is too large for a picture")
-    try:
+        if not path.is_file() and path.exists():
+            raise ValueError("not a regular file")
+        if path.stat().st_size > MAX_BYTES:
+            raise ValueError(f"larger than {MAX_BYTES:,} bytes")
         # Pillow warns of oddities that do no harm here, and of one thing that does.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -87,35 +81,20 @@ def _read(path: Path) -> Image.Image:
             with Image.open(path, formats=FORMATS) as picture:
                 picture.draft(None, (WORKING_SIZE, WORKING_SIZE))  # a large JPEG is decoded smaller
                 plain = _plain(ImageOps.exif_transpose(picture))
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-        raise UsageError(
-            f"{path}: has more than {Image.MAX_IMAGE_PIXELS or 0:,} pixels", "scale it down"
-        ) from error
-    except UnidentifiedImageError as error:
-        raise UsageError(f"{path}: not a picture of a format that is read here", hint) from error
     except Exception as error:  # decoders raise anything on a damaged file
-        raise UsageError(f"{path}: a damaged picture: {error or type(error).__name__}") from error
+        reason = in_words(error).removeprefix(f"{path}: ")
+        raise UsageError(f"{path}: cannot be read as a picture: {reason}", hint) from error
     plain.thumbnail((WORKING_SIZE, WORKING_SIZE), BOX)
     return plain
 
 
 def _plain(picture: Image.Image) -> Image.Image:
-    """The same picture in mode L, RGB or RGBA."""
+    """The same picture in mode RGBA."""
     if picture.mode.startswith(("I", "F")):  # 16 or 32 bits of grey, of which 8 are enough
         values = np.asarray(picture, np.float64)
         top = 65535 if picture.mode.startswith("I") else max(1.0, np.abs(values).max())
-        return Image.fromarray((values / top * 255).clip(0, 255).astype(np.uint8))
-    if picture.has_transparency_data:
-        return picture.convert("RGBA")
-    return picture.convert("L" if picture.mode in ("1", "L") else "RGB")
-
-
-def _on_white(picture: Image.Image) -> Image.Image:
-    """In colour, what is transparent made white."""
-    if picture.mode != "RGBA":
-        return picture.convert("RGB")
-    white = Image.new("RGBA", picture.size, "white")
-    return Image.alpha_composite(white, picture).convert("RGB")
+        picture = Image.fromarray((values / top * 255).clip(0, 255).astype(np.uint8))
+    return picture.convert("RGBA")
 
 
 def _grey(picture: Image.Image) -> Grey:
@@ -124,7 +103,7 @@ def _grey(picture: Image.Image) -> Grey:
     That is the colour with the most contrast (yellow on white is hardly seen in grey, but in
     blue), or the opacity, where all that can be seen is of one colour.
     """
-    colours = np.asarray(picture.convert("RGBA"), np.float64)
+    colours = np.asarray(picture, np.float64)
     colours, alpha = colours[..., :3], colours[..., 3]
     seen = colours[alpha >= 128]
     if len(seen) == 0 or (alpha.min() < 128 and seen.std(0).max() < MIN_CONTRAST / 2):
@@ -175,8 +154,8 @@ def _without_dust(ink: Grey) -> Grey:
 
 def _flattened(grey: Grey, paper: npt.NDArray[np.bool_]) -> Grey:
     """How far each pixel is above the plane through the paper; half of the paper's are above it."""
-    places = np.stack([np.ones(grey.shape), *np.indices(grey.shape)], axis=-1)
-    height: Grey = grey - places @ np.linalg.lstsq(places[paper], grey[paper])[0]
+    coordinates = np.stack([np.ones(grey.shape), *np.indices(grey.shape)], axis=-1)
+    height: Grey = grey - coordinates @ np.linalg.lstsq(coordinates[paper], grey[paper])[0]
     return height - np.median(height[paper])
 
 

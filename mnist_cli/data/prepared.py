@@ -1,11 +1,16 @@
-"""The prepared data: one file per data set in the data directory, checked each time it is read."""
+"""The prepared data: one file per data set in the data directory, checked each time it is read.
+
+What it is checked against is not in the file itself. For most data sets it is the pinned sum; where
+only sums of published archives are known, it is the sum that was computed when those were checked,
+kept in a file beside it.
+"""
 
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from math import prod
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from filelock import FileLock, Timeout
@@ -15,8 +20,6 @@ from mnist_cli.data.catalog import DATASETS, FIELDS, DatasetSpec
 from mnist_cli.data.formats import Arrays
 from mnist_cli.data.sources import Report
 from mnist_cli.errors import DataError
-
-__all__ = ["Arrays", "data_dir", "fetch", "find", "prepare", "verify"]
 
 
 def data_dir() -> Path:
@@ -33,9 +36,10 @@ def data_dir() -> Path:
 
 
 def find(name: str) -> Path | None:
-    """The prepared file of a data set, if there is one. It is not looked into."""
-    path = _path(DATASETS[name])
-    return path if path.is_file() else None
+    """The prepared file of a data set, if there is one that can be checked. It is not opened."""
+    spec = DATASETS[name]
+    path = _file(spec)
+    return path if path.is_file() and (spec.sha256 or _file(spec, "sha256").is_file()) else None
 
 
 def prepare(name: str, *, report: Report) -> Arrays:
@@ -74,19 +78,16 @@ def fetch(
         DataError: it cannot be had, or (without `force`) the file there is not what it should be.
     """
     spec = DATASETS[name]
-    path = _path(spec)
+    path = _file(spec)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with _locked(spec, report):
-            if find(name) is None or force:
-                if source_dir is None:
-                    arrays = sources.obtain(spec, path.parent, report)
-                else:
-                    arrays = sources.from_folder(spec, source_dir.expanduser())
-                _write(spec, arrays)
+            if force or not find(name):
+                local = source_dir and sources.from_folder(spec, source_dir.expanduser())
+                _write(spec, local or sources.fetch(spec, path.parent, report))
             else:
                 _load(spec)
-                if source_dir is not None:
+                if source_dir:
                     report(f"{spec.title} is prepared already; --force prepares it anew")
     except OSError as error:
         raise DataError(
@@ -96,80 +97,63 @@ def fetch(
     return path
 
 
-def verify(name: str) -> str:
-    """Checks the prepared file, and where they are pinned the files it was made from, rebuilt.
+def verify(name: str) -> bool:
+    """Checks the prepared file, every byte of it.
 
     Returns:
-        The sum of its arrays, `Arrays.sha256`.
+        Whether its content has the published sums. If not, it is as it was when it was prepared,
+        from files that had them.
 
     Raises:
         DataError: it is not there, or is not what it should be.
     """
-    spec = DATASETS[name]
-    arrays = _load(spec)
-    sources.check_idx_sums(spec, arrays, str(_path(spec)))
-    return arrays.sha256
+    _load(DATASETS[name])
+    return DATASETS[name].sha256 is not None
 
 
 # --------------------------------------------------------------------------------- the file itself
 #
-# A line of text with the sum, then the bytes of the arrays and nothing else, as their shapes are
-# known. A .npz takes twice as long to read: zip sums and copies what is summed here anyway.
+# The bytes of the arrays and nothing else, as their shapes are known (what a former version wrote
+# begins with a line of text). A .npz takes twice as long to read: zip sums and copies what is
+# summed here anyway.
 
 
-def _path(spec: DatasetSpec) -> Path:
-    return data_dir() / f"{spec.name}.prepared"
-
-
-def _header(spec: DatasetSpec, sha256: str) -> bytes:
-    return f"mnist-cli prepared 1 {spec.name} {sha256}\n".encode()
+def _file(spec: DatasetSpec, suffix: Literal["prepared", "sha256"] = "prepared") -> Path:
+    return data_dir() / f"{spec.name}.{suffix}"
 
 
 def _load(spec: DatasetSpec) -> Arrays:
-    path = _path(spec)
-    shapes = {field: spec.array_shape(field) for field in FIELDS}
-    start = len(_header(spec, "0" * 64))
-    size = start + sum(map(prod, shapes.values()))
-    again = f"run `mnist data fetch {spec.name} --force` to prepare it anew"
+    again = f"run `mnist data fetch {spec.name}"
+    if not (path := find(spec.name)):
+        raise DataError(f"{spec.title} is not in {data_dir()}", f"{again}`")
+    shapes = [spec.array_shape(field) for field in FIELDS]
+    ends = np.cumsum([prod(shape) for shape in shapes])
     try:
-        with path.open("rb") as file:
-            if os.fstat(file.fileno()).st_size != size:
-                raise DataError(f"{path} is not {size:,} bytes long, as prepared data is", again)
-            header = file.read(start)
-            arrays = Arrays(
-                **{
-                    field: np.fromfile(file, np.uint8, prod(shape)).reshape(shape)
-                    for field, shape in shapes.items()
-                }
-            )
-    except FileNotFoundError as error:
-        raise DataError(
-            f"{spec.title} is not in {path.parent}", hint=f"run `mnist data fetch {spec.name}`"
-        ) from error
+        expected = spec.sha256 or _file(spec, "sha256").read_text()[:64]
+        parts = np.split(np.fromfile(path, np.uint8)[-ends[-1] :], ends[:-1])
+        arrays = Arrays(*(part.reshape(s) for part, s in zip(parts, shapes, strict=True)))
+        if arrays.sha256 != expected:
+            raise ValueError(f"its sum is not that of {spec.title}")
     except (OSError, ValueError) as error:
-        raise DataError(f"{path} cannot be read: {error}", again) from error
-    if header != _header(spec, arrays.sha256) or spec.sha256 not in (None, arrays.sha256):
-        raise DataError(f"{path} is damaged: its sum is not {spec.title}'s", again)
+        raise DataError(f"{path} is damaged: {error}", f"{again} --force`") from error
     return arrays
 
 
 def _write(spec: DatasetSpec, arrays: Arrays) -> None:
-    for partial in data_dir().glob(f".{_path(spec).name}.*.tmp"):
+    for partial in data_dir().glob(f".{spec.name}.*.tmp"):
         partial.unlink(missing_ok=True)  # left by a process that was killed: we hold the lock
     parts = (np.ascontiguousarray(getattr(arrays, field)).data for field in FIELDS)
-    durable.replace(_path(spec), b"".join([_header(spec, arrays.sha256), *parts]))
+    durable.replace(_file(spec), b"".join(parts))
+    if not spec.sha256:
+        line = f"{arrays.sha256}  {spec.title} as it was when the published files were checked\n"
+        durable.replace(_file(spec, "sha256"), line.encode())
 
 
-@contextmanager
-def _locked(spec: DatasetSpec, report: Report) -> Iterator[None]:
+def _locked(spec: DatasetSpec, report: Report) -> AbstractContextManager[object]:
     """Holds the data set's lock, which the system frees even of a process that is killed."""
-    lock = FileLock(_path(spec).with_name(f".{spec.name}.lock"))
+    lock = FileLock(data_dir() / f".{spec.name}.lock")
     try:
-        lock.acquire(timeout=0)
+        return lock.acquire(timeout=0)
     except Timeout:
         report(f"waiting for another process that is preparing {spec.title}")
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
+        return lock.acquire()

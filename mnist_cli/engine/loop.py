@@ -95,7 +95,7 @@ def prepare(configs: Sequence[Config], data: Dataset) -> Training:
     config = configs[0]
     if config.train.precision == "bf16":
         # A CPU makes bfloat16 of bytes so slowly that it took a fifth of E5's step.
-        data = replace(data, train=data.train.held_as(PRECISIONS["bf16"].products))
+        data = replace(data, train=data.train.astype(PRECISIONS["bf16"].products))
     seeds = [each.train.seed for each in configs]
     models = [build(config.model, data.shape, len(data.classes), seed) for seed in seeds]
     stack = Stack(models, data.train.images.device, config.train.precision)

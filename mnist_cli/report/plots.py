@@ -74,8 +74,8 @@ def draw(folder: RunDirectory) -> list[Path]:
     return drawn
 
 
-def image_row(path: Path, title: str, images: np.ndarray, labels: Sequence[str]) -> None:
-    """Images in a row, each titled with its label.
+def image_grid(path: Path, title: str, images: np.ndarray, labels: Sequence[str]) -> None:
+    """Images in rows of ten, each titled with its label.
 
     Args:
         path: the PNG.
@@ -83,10 +83,12 @@ def image_row(path: Path, title: str, images: np.ndarray, labels: Sequence[str])
         images: uint8, shape (n, channels, height, width).
         labels: n words.
     """
+    columns = min(len(labels), 10)
+    rows = -(-len(labels) // columns)
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(1.3 * len(labels) + 0.4, 1.9), layout="constrained")
-        for place, (image, label) in enumerate(zip(images, labels, strict=True)):
-            cell = figure.add_subplot(1, len(labels), place + 1)
+        figure = Figure(figsize=(1.3 * columns + 0.4, 1.5 * rows + 0.4), layout="constrained")
+        for index, (image, label) in enumerate(zip(images, labels, strict=True)):
+            cell = figure.add_subplot(rows, columns, index + 1)
             _image(cell, image)
             cell.set_title(label, fontweight="bold")
         _save(figure, path, title)

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from mnist_cli.data import prepared
+from mnist_cli.data.catalog import DATASETS, FIELDS
+from tests.data.tiny import idx_file, sha256
 
 pytestmark = pytest.mark.real_data
 
@@ -22,9 +24,9 @@ def _here(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_mnist_from_nothing() -> None:
-    heard: list[str] = []
-    arrays = prepared.prepare("mnist", report=heard.append)
-    assert heard[0] == "MNIST is not here yet: asking torchvision's download"
+    reports: list[str] = []
+    arrays = prepared.prepare("mnist", report=reports.append)
+    assert reports[0] == "MNIST is not here yet: asking torchvision's mirrors"
     assert arrays.train_images.shape == (60_000, 1, 28, 28)
     assert arrays.test_images.shape == (10_000, 1, 28, 28)
     assert np.bincount(arrays.train_labels).tolist() == [
@@ -36,7 +38,10 @@ def test_mnist_from_nothing() -> None:
 
 
 def test_mnist_again_is_checked_and_not_fetched() -> None:
-    heard: list[str] = []
-    arrays = prepared.prepare("mnist", report=heard.append)
-    assert heard == []
-    assert prepared.verify("mnist") == arrays.sha256
+    reports: list[str] = []
+    arrays = prepared.prepare("mnist", report=reports.append)
+    assert reports == []
+    assert prepared.verify("mnist")
+    # The sum of all of it is of arrays whose IDX files have the published sums.
+    for (name, digest), field in zip(DATASETS["mnist"].files.items(), FIELDS, strict=True):
+        assert sha256(idx_file(getattr(arrays, field))) == digest, name

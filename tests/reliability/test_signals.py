@@ -8,13 +8,15 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from mnist_cli.data import dataset, durable, prepared, sources
+from mnist_cli.data import dataset, durable, sources
 from mnist_cli.data.catalog import DATASETS, FIELDS
+from mnist_cli.data.formats import Arrays
 from mnist_cli.engine import loop as train
 from mnist_cli.report import plots
 from mnist_cli.runs import checkpoint as checkpoints
@@ -149,30 +151,43 @@ def test_interrupted_while_it_starts(module: str, number: signal.Signals, tmp_pa
     assert not (tmp_path / "runs").exists()
 
 
+class Mirror:
+    """What torchvision says of a data set: one mirror, where nobody listens."""
+
+    mirrors = ("http://127.0.0.1:9/",)
+    resources = (("train-images-idx3-ubyte.gz", ""),)
+
+
 @both
+@pytest.mark.parametrize("where", ["mirror", "pip"])
 def test_interrupted_while_it_fetches(
-    number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    where: str, number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nothing of the download is left, neither its process nor its files."""
-    scratch, told = tmp_path / "scratch", tmp_path / "pid"
+    scratch, pip = tmp_path / "scratch", tmp_path / "pip"
     scratch.mkdir()
+    # A pip that outlives every signal but one, and which interrupts who started it.
+    lines = ["#!/bin/sh", f"echo $$ > {pip}.pid", "trap '' INT TERM", f"kill -{int(number)} $PPID"]
+    pip.write_text("\n".join([*lines, "exec sleep 60", ""]))
+    pip.chmod(0o700)
     monkeypatch.setenv("TMPDIR", str(scratch))
     monkeypatch.setattr("tempfile.tempdir", None)
     monkeypatch.delenv("MNIST_OFFLINE")
-    child = "import os, sys, time\nos.makedirs(sys.argv[2])\n"
-    child += f"open({str(told)!r}, 'w').write(str(os.getpid()))\ntime.sleep(60)\n"
-    monkeypatch.setattr(sources, "_TORCHVISION", child)
 
-    def strike_when_it_runs() -> None:
-        until(lambda: told.exists() and told.read_text())
-        strike(number)
+    def before() -> None:
+        modules: dict[str, Any] = vars(sys)["modules"]
+        modules["torchvision"] = SimpleNamespace(datasets=SimpleNamespace(MNIST=Mirror))
+        if where == "mirror":
+            calls(sources, "download", 1, partial(strike, number))
+        vars(sys)["executable"] = str(pip)
 
-    before = partial(calls, sources, "_size", 1, strike_when_it_runs)
     ended = ended_in_time(Command(tmp_path, "train", before=before))
     assert ended.code == CODES[number]
-    assert "asking torchvision's download" in ended.err
+    assert "asking torchvision's mirrors" in ended.err
     assert ended.err.splitlines()[-1].startswith("interrupted")
-    until(lambda: not alive(int(told.read_text())), 2)
+    if where == "pip":
+        pid = int(Path(f"{pip}.pid").read_text())
+        until(lambda: not alive(pid), 2)
     assert not list(scratch.iterdir())
     assert not (tmp_path / "runs").exists()
     assert [path.name for path in (tmp_path / "data").iterdir()] == [".mnist.lock"]
@@ -193,10 +208,8 @@ def test_interrupted_while_another_process_fetches(tmp_path: Path) -> None:
 def test_interrupted_while_it_writes_prepared_data(number: signal.Signals, tmp_path: Path) -> None:
     def before() -> None:
         spec = DATASETS["mnist"]
-        arrays = prepared.Arrays(
-            **{field: np.zeros(spec.array_shape(field), np.uint8) for field in FIELDS}
-        )
-        sources.obtain = lambda *_: arrays
+        arrays = Arrays(*(np.zeros(spec.array_shape(field), np.uint8) for field in FIELDS))
+        vars(sources)["fetch"] = lambda *_: arrays
         calls(os, "fsync", 1, partial(strike, number))
 
     ended = ended_in_time(Command(tmp_path, "data", "fetch", "mnist", before=before))
