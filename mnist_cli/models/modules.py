@@ -139,30 +139,48 @@ class Cost:
     activations: int
 
 
+def weight_uses(model: nn.Module, shape: Shape) -> list[tuple[Tensor, int]]:
+    """The weight of every linear and convolutional layer, and at how many places it is applied.
+
+    A linear layer is applied once to an image, a convolution once at each place of its output. As a
+    matrix product, such a layer has batch times places rows.
+
+    Args:
+        model: one whose layers are called in the order in which they are listed.
+        shape: of one image.
+    """
+    found: list[tuple[Tensor, int]] = []
+
+    def add(layer: nn.Module, _: object, output: Tensor) -> None:
+        weight = layer.get_parameter("weight")
+        found.append((weight, output.numel() // len(weight)))
+
+    layers = [layer for layer in model.modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
+    hooks = [layer.register_forward_hook(add) for layer in layers]
+    with torch.no_grad():
+        model(torch.zeros(1, *shape))
+    for hook in hooks:
+        hook.remove()
+    return found
+
+
 def cost(model: nn.Module, shape: Shape, batch: int) -> Cost:
     """What a step takes, found by passing one image through the model."""
     own = {id(parameter) for parameter in model.parameters()}
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    kept = positions = 0
+    activations = 0
 
     def keep(tensor: Tensor) -> Tensor:
-        nonlocal kept
+        nonlocal activations
         if id(tensor) not in own and tensor._base is None:
-            kept += tensor.numel()
+            activations += tensor.numel()
         return tensor
 
-    def count(layer: nn.Module, _: Any, output: Tensor) -> None:
-        nonlocal positions
-        # A kernel is used at every place but one more often than a weight of a linear layer.
-        positions += layer.weight.numel() * (output[0, 0].numel() - 1)  # type: ignore[operator]
-
-    convolutions = [layer for layer in model.modules() if isinstance(layer, nn.Conv2d)]
-    hooks = [layer.register_forward_hook(count) for layer in convolutions]
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         model(torch.zeros(1, *shape))
-    for hook in hooks:
-        hook.remove()
-    return Cost(parameters, batch * (parameters + positions), batch * kept)
+    # Each parameter is used once, but a convolution's kernel once at every place.
+    again = sum(weight.numel() * (places - 1) for weight, places in weight_uses(model, shape))
+    return Cost(parameters, batch * (parameters + again), batch * activations)
 
 
 class Dropout(nn.Module):
