@@ -5,8 +5,10 @@ A model takes images of shape (batch, channels, height, width) and returns logit
 it into `MODELS`, and give its settings a class in `config/schema.py`.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -32,7 +34,7 @@ class Logistic(nn.Sequential):
     """Softmax regression: one linear layer on the pixels."""
 
     def __init__(self, config: LogisticModel, shape: Shape, classes: int) -> None:  # noqa: ARG002
-        super().__init__(nn.Flatten(), nn.Linear(_size(shape), classes))
+        super().__init__(nn.Flatten(), nn.Linear(math.prod(shape), classes))
 
 
 class Mlp(nn.Sequential):
@@ -40,7 +42,7 @@ class Mlp(nn.Sequential):
 
     def __init__(self, config: MlpModel, shape: Shape, classes: int) -> None:
         layers: list[nn.Module] = [nn.Flatten()]
-        inputs = _size(shape)
+        inputs = math.prod(shape)
         for units in config.widths:
             layers += [nn.Linear(inputs, units), ACTIVATIONS[config.activation]()]
             inputs = units
@@ -54,10 +56,7 @@ class Cnn(nn.Module):
 
     def __init__(self, config: CnnModel, shape: Shape, classes: int) -> None:
         super().__init__()
-        first, second = config.channels
-        self.conv1 = nn.Conv2d(shape[0], first, kernel_size=3, stride=2, padding=1)
-        self.conv2 = nn.Conv2d(first, second, kernel_size=3, stride=2, padding=1)
-        self.conv3 = nn.Conv2d(second, classes, kernel_size=3, stride=2, padding=1)
+        self.conv1, self.conv2, self.conv3 = _convolutions(config, shape, classes)
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (batch, channels, height, width) to logits (batch, classes)."""
@@ -71,18 +70,28 @@ class CnnSequential(nn.Sequential):
     """`Cnn` as one chain of layers: the same parameters in the same order, the same outputs."""
 
     def __init__(self, config: CnnSequentialModel, shape: Shape, classes: int) -> None:
-        first, second = config.channels
+        conv1, conv2, conv3 = _convolutions(config, shape, classes)
         super().__init__(
             Reshape(shape),
-            nn.Conv2d(shape[0], first, kernel_size=3, stride=2, padding=1),
+            conv1,
             nn.ReLU(),
-            nn.Conv2d(first, second, kernel_size=3, stride=2, padding=1),
+            conv2,
             nn.ReLU(),
-            nn.Conv2d(second, classes, kernel_size=3, stride=2, padding=1),
+            conv3,
             nn.ReLU(),
             nn.AdaptiveAvgPool2d(1),  # (batch, classes, 1, 1)
             nn.Flatten(),  # (batch, classes)
         )
+
+
+def _convolutions(
+    config: CnnModel | CnnSequentialModel, shape: Shape, classes: int
+) -> list[nn.Conv2d]:
+    channels = (shape[0], *config.channels, classes)
+    return [
+        nn.Conv2d(inputs, outputs, kernel_size=3, stride=2, padding=1)
+        for inputs, outputs in pairwise(channels)
+    ]
 
 
 class Reshape(nn.Module):
@@ -145,9 +154,8 @@ def weight_uses(model: nn.Module, shape: Shape) -> list[tuple[Tensor, int]]:
     A linear layer is applied once to an image, a convolution once at each place of its output. As a
     matrix product, such a layer has batch times places rows.
 
-    Args:
-        model: one whose layers are called in the order in which they are listed.
-        shape: of one image.
+    Returns:
+        In the order in which the layers are called.
     """
     found: list[tuple[Tensor, int]] = []
 
@@ -233,8 +241,3 @@ def _hash32(x: Tensor) -> Tensor:
     x = ((x ^ (x >> 16)) * 0x7FEB352D) & _MASK32
     x = ((x ^ (x >> 15)) * 0x846CA68B) & _MASK32
     return x ^ (x >> 16)
-
-
-def _size(shape: Shape) -> int:
-    channels, height, width = shape
-    return channels * height * width
