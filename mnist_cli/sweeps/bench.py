@@ -331,8 +331,8 @@ def bench(
             name: see `Variant`.
             runs: how many train together.
             precision: as in `train.precision`.
-            parts: how many runs each part of them has, in the order in which they run.
-            processes: how many parts run at the same time.
+            parts: how many runs each stack of the plan holds.
+            processes: how many of them run at the same time.
             threads: those of a process.
             step_us: microseconds of a step of all runs: `median`, `low` and `high` (quartiles).
             run_us: the same for each run.

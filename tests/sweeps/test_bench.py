@@ -19,7 +19,7 @@ from mnist_cli.errors import RunError
 from mnist_cli.models.modules import build
 from mnist_cli.sweeps import bench as benches
 from mnist_cli.sweeps.bench import CASES, Case, Variant, engine, roofline, tutorial
-from mnist_cli.sweeps.plan import Part, Plan, can_fork
+from mnist_cli.sweeps.plan import Plan, StackPlan, can_fork
 from tests.conftest import Mnist
 
 IMAGES = 2048
@@ -85,9 +85,9 @@ def sleeping(configs: Sequence[Config], data: Dataset) -> Callable[[int], None]:
 
 
 def variant(*seeds: int, processes: int) -> Variant:
-    parts = tuple(Part((place,), 1) for place in range(len(seeds)))
+    stacks = tuple(StackPlan((place,), 1) for place in range(len(seeds)))
     trained = [config(CASES[1], f"train.seed={seed}") for seed in seeds]
-    return Variant("sleeping", sleeping, trained, Plan(parts, processes))
+    return Variant("sleeping", sleeping, trained, Plan(stacks, processes))
 
 
 @pytest.mark.parametrize("fork", [False, True])
