@@ -9,7 +9,6 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -110,7 +109,7 @@ class Reshape(nn.Module):
         return str(self.shape)
 
 
-MODELS: dict[str, Callable[[Any, Shape, int], nn.Module]] = {
+MODELS: dict[str, Callable[..., nn.Module]] = {  # take (config, shape, classes)
     "logistic": Logistic,
     "mlp": Mlp,
     "cnn": Cnn,

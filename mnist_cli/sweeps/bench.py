@@ -36,6 +36,8 @@ from mnist_cli.sweeps.workers import Send, WorkerDied, run_jobs
 
 LEARNING_RATE = 1e-4  # small enough that nothing diverges, whatever the optimizer
 
+Document = dict[str, Any]  # becomes JSON
+
 Workload = Callable[[Sequence[Config], Dataset], Callable[[int], object]]
 """Takes the configs of runs that train together and a data set; returns what does so many steps."""
 
@@ -312,7 +314,7 @@ def bench(
     rounds: int = 5,
     *,
     quick: bool = False,
-) -> dict[str, Any]:
+) -> Document:
     """Measures cases: the tutorials' loop, a run alone, stacks, and the roofline of each.
 
     Args:
@@ -366,7 +368,7 @@ def case_variants(case: Case, data: Dataset, threads: int) -> list[Variant]:
     return [Variant("tutorial", loop, [config], Plan(one, 1)), *stacks]
 
 
-def _results(case: Case, loop: Variant, *stacks: Variant) -> dict[str, Any]:
+def _results(case: Case, loop: Variant, *stacks: Variant) -> Document:
     return {
         "name": case.name,
         "experiment": case.experiment,
@@ -377,7 +379,7 @@ def _results(case: Case, loop: Variant, *stacks: Variant) -> dict[str, Any]:
     }
 
 
-def _figures(variant: Variant, loop: Variant) -> dict[str, Any]:
+def _figures(variant: Variant, loop: Variant) -> Document:
     """Ratios are medians too, each of two times of one round."""
     step, limit, runs = np.array(variant.step_s), np.array(variant.roofline_s), len(variant.configs)
     return {
@@ -401,7 +403,7 @@ def spread(values: np.ndarray) -> dict[str, float]:
     return {"median": median, "low": low, "high": high}
 
 
-def machine(device: torch.device, threads: int) -> dict[str, Any]:
+def machine(device: torch.device, threads: int) -> Document:
     """What it was measured on.
 
     Args:
