@@ -5,9 +5,10 @@ A model takes images of shape (batch, channels, height, width) and returns logit
 it into `MODELS`, and give its settings a class in `config/schema.py`.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -32,7 +33,7 @@ class Logistic(nn.Sequential):
     """Softmax regression: one linear layer on the pixels."""
 
     def __init__(self, config: LogisticModel, shape: Shape, classes: int) -> None:  # noqa: ARG002
-        super().__init__(nn.Flatten(), nn.Linear(_size(shape), classes))
+        super().__init__(nn.Flatten(), nn.Linear(math.prod(shape), classes))
 
 
 class Mlp(nn.Sequential):
@@ -40,7 +41,7 @@ class Mlp(nn.Sequential):
 
     def __init__(self, config: MlpModel, shape: Shape, classes: int) -> None:
         layers: list[nn.Module] = [nn.Flatten()]
-        inputs = _size(shape)
+        inputs = math.prod(shape)
         for units in config.widths:
             layers += [nn.Linear(inputs, units), ACTIVATIONS[config.activation]()]
             inputs = units
@@ -54,10 +55,7 @@ class Cnn(nn.Module):
 
     def __init__(self, config: CnnModel, shape: Shape, classes: int) -> None:
         super().__init__()
-        first, second = config.channels
-        self.conv1 = nn.Conv2d(shape[0], first, kernel_size=3, stride=2, padding=1)
-        self.conv2 = nn.Conv2d(first, second, kernel_size=3, stride=2, padding=1)
-        self.conv3 = nn.Conv2d(second, classes, kernel_size=3, stride=2, padding=1)
+        self.conv1, self.conv2, self.conv3 = _convolutions(config, shape, classes)
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (batch, channels, height, width) to logits (batch, classes)."""
@@ -71,18 +69,28 @@ class CnnSequential(nn.Sequential):
     """`Cnn` as one chain of layers: the same parameters in the same order, the same outputs."""
 
     def __init__(self, config: CnnSequentialModel, shape: Shape, classes: int) -> None:
-        first, second = config.channels
+        conv1, conv2, conv3 = _convolutions(config, shape, classes)
         super().__init__(
             Reshape(shape),
-            nn.Conv2d(shape[0], first, kernel_size=3, stride=2, padding=1),
+            conv1,
             nn.ReLU(),
-            nn.Conv2d(first, second, kernel_size=3, stride=2, padding=1),
+            conv2,
             nn.ReLU(),
-            nn.Conv2d(second, classes, kernel_size=3, stride=2, padding=1),
+            conv3,
             nn.ReLU(),
             nn.AdaptiveAvgPool2d(1),  # (batch, classes, 1, 1)
             nn.Flatten(),  # (batch, classes)
         )
+
+
+def _convolutions(
+    config: CnnModel | CnnSequentialModel, shape: Shape, classes: int
+) -> list[nn.Conv2d]:
+    channels = (shape[0], *config.channels, classes)
+    return [
+        nn.Conv2d(inputs, outputs, kernel_size=3, stride=2, padding=1)
+        for inputs, outputs in pairwise(channels)
+    ]
 
 
 class Reshape(nn.Module):
@@ -101,7 +109,7 @@ class Reshape(nn.Module):
         return str(self.shape)
 
 
-MODELS: dict[str, Callable[[Any, Shape, int], nn.Module]] = {
+MODELS: dict[str, Callable[..., nn.Module]] = {  # take (config, shape, classes)
     "logistic": Logistic,
     "mlp": Mlp,
     "cnn": Cnn,
@@ -139,30 +147,47 @@ class Cost:
     activations: int
 
 
+def weight_uses(model: nn.Module, shape: Shape) -> list[tuple[Tensor, int]]:
+    """The weight of every linear and convolutional layer, and at how many places it is applied.
+
+    A linear layer is applied once to an image, a convolution once at each place of its output. As a
+    matrix product, such a layer has batch times places rows.
+
+    Returns:
+        In the order in which the layers are called.
+    """
+    found: list[tuple[Tensor, int]] = []
+
+    def add(layer: nn.Module, _: object, output: Tensor) -> None:
+        weight = layer.get_parameter("weight")
+        found.append((weight, output.numel() // len(weight)))
+
+    layers = [layer for layer in model.modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
+    hooks = [layer.register_forward_hook(add) for layer in layers]
+    with torch.no_grad():
+        model(torch.zeros(1, *shape))
+    for hook in hooks:
+        hook.remove()
+    return found
+
+
 def cost(model: nn.Module, shape: Shape, batch: int) -> Cost:
     """What a step takes, found by passing one image through the model."""
     own = {id(parameter) for parameter in model.parameters()}
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    kept = positions = 0
+    activations = 0
 
     def keep(tensor: Tensor) -> Tensor:
-        nonlocal kept
+        nonlocal activations
         if id(tensor) not in own and tensor._base is None:
-            kept += tensor.numel()
+            activations += tensor.numel()
         return tensor
 
-    def count(layer: nn.Module, _: Any, output: Tensor) -> None:
-        nonlocal positions
-        # A kernel is used at every place but one more often than a weight of a linear layer.
-        positions += layer.weight.numel() * (output[0, 0].numel() - 1)  # type: ignore[operator]
-
-    convolutions = [layer for layer in model.modules() if isinstance(layer, nn.Conv2d)]
-    hooks = [layer.register_forward_hook(count) for layer in convolutions]
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         model(torch.zeros(1, *shape))
-    for hook in hooks:
-        hook.remove()
-    return Cost(parameters, batch * (parameters + positions), batch * kept)
+    # Each parameter is used once, but a convolution's kernel once at every place.
+    again = sum(weight.numel() * (places - 1) for weight, places in weight_uses(model, shape))
+    return Cost(parameters, batch * (parameters + again), batch * activations)
 
 
 class Dropout(nn.Module):
@@ -215,8 +240,3 @@ def _hash32(x: Tensor) -> Tensor:
     x = ((x ^ (x >> 16)) * 0x7FEB352D) & _MASK32
     x = ((x ^ (x >> 15)) * 0x846CA68B) & _MASK32
     return x ^ (x >> 16)
-
-
-def _size(shape: Shape) -> int:
-    channels, height, width = shape
-    return channels * height * width

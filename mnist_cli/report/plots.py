@@ -286,7 +286,7 @@ def costs(path: Path, measured: Mapping[str, Any]) -> None:
 
     Args:
         path: the PNG.
-        measured: as `bench.bench` tells it.
+        measured: what `bench.bench` returns.
 
     Raises:
         OSError: it cannot be written.
@@ -296,33 +296,25 @@ def costs(path: Path, measured: Mapping[str, Any]) -> None:
     title += f", torch {machine['torch']}\nmedians and quartiles of {measured['rounds']} rounds"
     with _figure(path, title, columns=len(works), width=2.9 if len(works) > 1 else 6.4) as cells:
         for cell, work in zip(cells, works, strict=True):
-            ours = [v for v in work["variants"] if v["limit_us"] and v["precision"] == "fp32"]
-            tutorial = next(v for v in work["variants"] if v["name"] == "tutorial")
-            # The tutorial trains one run at a time, however many there are.
-            alike = [{**tutorial, "runs": variant["runs"]} for variant in ours]
-            for variants, figure, label, colour in (
-                (alike, "run_us", "the tutorials' loop", BEST),
-                (ours, "run_us", "mnist", VAL),
-                (ours, "limit_us", "the limit", TRAIN),
+            tutorial, *stacks = [v for v in work["variants"] if v["precision"] == "fp32"]
+            counts = [stack["runs"] for stack in stacks]
+            for label, colour, times in (
+                # The tutorial trains one run at a time, however many there are.
+                ("the tutorials' loop", BEST, [tutorial["run_us"]] * len(stacks)),
+                ("mnist", VAL, [stack["run_us"] for stack in stacks]),
+                ("the limit", TRAIN, [stack["limit_us"] for stack in stacks]),
             ):
-                counts = [variant["runs"] for variant in variants]
-                low, middle, high = (
-                    [variant[figure][name] for variant in variants]
-                    for name in ("low", "median", "high")
-                )
-                cell.plot(counts, middle, marker="o", color=colour, label=label)
+                low, median, high = ([t[name] for t in times] for name in ("low", "median", "high"))
+                cell.plot(counts, median, marker="o", color=colour, label=label)
                 cell.fill_between(counts, low, high, color=colour, alpha=0.18, lw=0)
-            cell.set_xscale("log", base=2)
-            cell.set_yscale("log")
             cell.set_title(
                 f"{work['experiment']}, batch {work['batch_size']}\n{work['about']}", fontsize=9
             )
-            cell.set_xlabel("runs together")
-        counts = sorted({v["runs"] for work in works for v in work["variants"]})
+            cell.set(yscale="log", xlabel="runs together")
+            cell.set_xscale("log", base=2)
+            cell.set_xticks(counts, [str(count) for count in counts])
         bottoms, tops = zip(*(cell.get_ylim() for cell in cells), strict=True)
         for cell in cells:  # on one scale, to be compared
-            cell.set_xlim(0.8, counts[-1] * 1.25)
-            cell.set_xticks(counts, [str(count) for count in counts])
             cell.set_ylim(min(bottoms), max(tops))
             cell.yaxis.set_major_formatter("{x:,.0f}")
         cells[0].set_ylabel("µs per run and step")

@@ -1,413 +1,409 @@
-"""What a training step costs on this machine, measured in rounds that go through everything.
+"""What a training step costs on this machine: the tutorials' loop, one run, stacks, the roofline.
 
-So whatever else the machine does hits every side. A time is that of steps alone, with nothing
-evaluated or written. Each is taken in a fresh process, as `mnist` forks them to train.
+All are measured in rounds that go through everything, so that whatever else the machine does hits
+every side, and each time in fresh processes, as `mnist` forks them to train. A time is that of
+steps alone: what is evaluated is one image now and then, and nothing is written.
 """
 
-import itertools
-import multiprocessing
 import os
 import platform
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
-from dataclasses import dataclass
+import re
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import chain, islice, repeat
 from pathlib import Path
-from statistics import median, quantiles
 from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, TensorDataset
 
 from mnist_cli import config as configs
-from mnist_cli.config import Config, with_settings
+from mnist_cli.config import Config, SyntheticData, with_settings
+from mnist_cli.data.dataset import Dataset, Split, load
 from mnist_cli.engine.device import computing, threaded
+from mnist_cli.engine.loop import Record, prepare, train
+from mnist_cli.engine.optimizers import OPTIMIZERS, Group
+from mnist_cli.engine.stack import PRECISIONS
 from mnist_cli.errors import RunError, UsageError
-from mnist_cli.sweeps.bench_steps import Engine, Limit, Material, Subject, Tutorial
-from mnist_cli.sweeps.plan import Plan, can_fork, cores, plan
+from mnist_cli.models.modules import build, weight_uses
+from mnist_cli.sweeps.plan import Plan, StackPlan, can_fork, cores, plan
 from mnist_cli.sweeps.workers import Send, WorkerDied, run_jobs
 
-IMAGES = 58 * 1024  # nearly MNIST's 60,000, and every batch is whole
-RATE = 1e-4  # small enough that nothing diverges, whatever the optimizer
-PATIENCE = 120.0  # seconds that a process waits for those it is measured beside
+LEARNING_RATE = 1e-4  # small enough that nothing diverges, whatever the optimizer
 
-Progress = Callable[[int, int, str], None]
-"""Takes how many measurements are done, how many there are, and which comes next."""
+Document = dict[str, Any]  # becomes JSON
 
-Measure = Callable[[], float]
-"""Measures the seconds of a step."""
+Workload = Callable[[Sequence[Config], Dataset], Callable[[int], object]]
+"""Takes the configs of runs that train together and a data set; returns what does so many steps."""
 
-Times = Mapping[str, Sequence[float]]
-"""What was measured, in seconds: by name, of every round."""
+
+# ---------------------------------------------------------------------------- what is measured
 
 
 @dataclass(frozen=True)
-class Work:
-    """A network and how it is trained, as a shipped config has it.
+class Case:
+    """A network and how it is trained.
 
     Attributes:
+        name: the shipped config.
         experiment: the reference experiment it is of.
         about: the network in short.
-        preset: the config.
-        overrides: what of it is set otherwise.
-        stacks: how many runs are measured together.
-        precisions: in which a run alone is measured besides fp32.
+        overrides: settings other than the config's.
+        stacks: what is measured: how many runs together, and their precision.
         image_by_image: whether its tutorial makes each image by itself, in Python.
     """
 
     name: str
     experiment: str
     about: str
-    preset: str
     overrides: tuple[str, ...] = ()
-    stacks: tuple[int, ...] = (4, 16, 64)
-    precisions: tuple[str, ...] = ()
+    stacks: tuple[tuple[int, str], ...] = ((1, "fp32"), (4, "fp32"), (16, "fp32"), (64, "fp32"))
     image_by_image: bool = False
 
 
-WORKS = (
-    Work("mlp", "E1", "784-32-10", "mlp"),
-    Work("logistic", "E1", "784-10", "logistic"),
-    Work("ffnn", "E2", "784-50-100-10", "ffnn", image_by_image=True),
-    Work("cnn", "E3", "three convolutions", "cnn"),
-    # Large enough to fill the machine alone, so more than a few together would only take long.
-    Work(
-        name="depth",
-        experiment="E5",
-        about="784-512-256-128-64-10",
-        preset="depth",
-        overrides=("model.depth=5",),
-        stacks=(4,),
-        precisions=("bf16",),
-    ),
+# E5's network fills the machine alone; more than a few together would only take long.
+E5_STACKS = ((1, "fp32"), (1, "bf16"), (4, "fp32"))
+
+CASES = (
+    Case("mlp", "E1", "784-32-10"),
+    Case("logistic", "E1", "784-10"),
+    Case("ffnn", "E2", "784-50-100-10", image_by_image=True),
+    Case("cnn", "E3", "three convolutions"),
+    Case("depth", "E5", "784-512-256-128-64-10", ("model.depth=5",), E5_STACKS),
 )
 
-GRID_MODELS = {
-    "logistic": "logistic",
-    "mlp 32": "{name: mlp, hidden: [32]}",
-    "mlp 512-256": "{name: mlp, hidden: [512, 256]}",
-    "cnn": "cnn",
-}
-GRID_BATCHES = (16, 64, 512)
-GRID_RUNS = (2, 4, 16)
 
-
-def chosen(only: str | None) -> list[Work]:
-    """The works of a list such as `E1,cnn`: by experiment or by name; all of them for None.
+def select_cases(only: str | None) -> list[Case]:
+    """The cases of a list such as `E1,cnn`: by experiment or by name; all of them for None.
 
     Raises:
-        UsageError: one of them is not there.
+        UsageError: one of them does not exist.
     """
-    if only is None:
-        return list(WORKS)
-    wanted = {name.strip().lower() for name in only.split(",")}
-    for name in sorted(
-        wanted - {n.lower() for work in WORKS for n in (work.name, work.experiment)}
-    ):
-        there = ", ".join(f"{work.name} ({work.experiment})" for work in WORKS)
-        raise UsageError(f"--only: there is no {name!r} to measure", f"there are {there}")
-    return [work for work in WORKS if {work.name, work.experiment.lower()} & wanted]
+    known = {name.lower() for case in CASES for name in (case.name, case.experiment)}
+    wanted = known if only is None else {name.strip() for name in only.lower().split(",")}
+    for name in sorted(wanted - known):
+        names = ", ".join(f"{case.name} ({case.experiment})" for case in CASES)
+        raise UsageError(f"--only: there is no {name!r} to measure", f"there are {names}")
+    return [case for case in CASES if {case.name, case.experiment.lower()} & wanted]
+
+
+# ----------------------------------------------------------------------------------- workloads
+
+
+def bench_data(size: int, device: torch.device) -> Dataset:
+    """Synthetic images, eight of ten to train and one to evaluate, which takes next to no time."""
+    data = load(SyntheticData(name="synthetic", size=size), device, print)
+    one = Split(data.val.images[:1], data.val.labels[:1], data.val.scale)
+    return replace(data, val=one, test=one)
+
+
+class ImageByImage(TensorDataset):
+    """A dataset object as tutorials write it: one image's tensor at a time, in Python."""
+
+    def __getitem__(self, index: int) -> tuple[Tensor, ...]:
+        """A row of pixels divided by 255, and its label."""
+        pixels, label = (tensor[index] for tensor in self.tensors)
+        return torch.tensor(pixels.numpy() / 255, dtype=torch.float32).flatten(), label
+
+
+def tutorial(
+    configs: Sequence[Config], data: Dataset, *, image_by_image: bool = False
+) -> Callable[[int], float]:
+    """The loop that tutorials write: a loader over a dataset object, a module, torch's optimizer.
+
+    Args:
+        configs: of one run.
+        data: on what it is trained.
+        image_by_image: whether the dataset object makes each image by itself.
+
+    Returns:
+        A function that does the next steps, epoch after epoch, and returns the sum of the losses of
+        their batches.
+    """
+    (config,) = configs
+    device = data.train.images.device
+    pixels, labels = data.train.images.cpu(), data.train.labels.cpu()
+    images = ImageByImage(pixels, labels) if image_by_image else TensorDataset(pixels / 255, labels)
+    loader = DataLoader(images, config.data.batch_size, shuffle=config.data.shuffle)
+    batches = chain.from_iterable(repeat(loader))
+    model = build(config.model, data.shape, len(data.classes), config.train.seed).to(device)
+    criterion = torch.nn.CrossEntropyLoss(reduction=config.loss.reduction)
+    kind = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}[config.optimizer.name]
+    optimizer = kind(model.parameters(), **config.optimizer.model_dump(exclude={"name"}))
+
+    def steps(number: int) -> float:
+        total = 0.0
+        for x, y in islice(batches, number):
+            optimizer.zero_grad()
+            loss = criterion(model(x.to(device)), y.to(device))
+            loss.backward()
+            optimizer.step()
+            total += loss.item()
+        return total
+
+    return steps
+
+
+def engine(configs: Sequence[Config], data: Dataset) -> Callable[[int], list[Record]]:
+    """A stack as `mnist train` and `mnist sweep` train it.
+
+    Returns:
+        A function that does the next steps and returns the latest record of each run.
+    """
+    training = prepare(configs, data)
+    epochs = train(training)
+
+    def steps(number: int) -> list[Record]:
+        training.steps = training.step + number  # the last epoch is cut short there
+        records: list[Record] = []
+        while training.step < training.steps:
+            records = next(epochs)
+        return records
+
+    return steps
+
+
+def roofline(configs: Sequence[Config], data: Dataset) -> Callable[[int], None]:
+    """What no engine can do without: a step's matrix products and its optimizer's arithmetic.
+
+    Each layer's forward product, the product that gives the gradient of its weights and, but for
+    the first layer, the one that gives the gradient of its input; then one update of everything.
+    The tensors are there beforehand, full of noise, the patches of convolutions too; no batch is
+    gathered, no activation, loss or graph computed. The first layer of all replicas is one wide
+    product. On a GPU a step is a captured graph, or it would be the limit of launching kernels.
+
+    Args:
+        configs: how many are trained, in which precision and with which optimizer.
+        data: says where and on which shapes.
+    """
+    config, replicas, device = configs[0], len(configs), data.train.images.device
+    model = build(config.model, data.shape, len(data.classes), 0)
+    noise = partial(torch.randn, device=device, dtype=PRECISIONS[config.train.precision].products)
+    calls: list[Callable[[], object]] = []
+    for weight, places in weight_uses(model, data.shape):
+        first = not calls  # one product for all replicas, and no gradient of the images
+        rows, inputs = config.data.batch_size * places, weight[0].numel()
+        outputs = len(weight) * (replicas if first else 1)
+        stack = () if first or replicas == 1 else (replicas,)
+        product = torch.bmm if stack else torch.mm
+        x, y = noise(*stack, rows, inputs), noise(*stack, rows, outputs)
+        w = noise(*stack, outputs, inputs)
+        calls.append(partial(product, x, w.mT, out=torch.empty_like(y)))
+        calls.append(partial(product, y.mT, x, out=torch.empty_like(w)))
+        if not first:
+            calls.append(partial(product, y, w, out=torch.empty_like(x)))
+    shapes = [(replicas, *parameter.shape) for parameter in model.parameters()]
+    calls.append(_update(config, [torch.randn(shape, device=device) for shape in shapes]))
+
+    def step() -> None:
+        for call in calls:
+            call()
+
+    if device.type == "cuda":
+        step()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            step()
+        step = graph.replay
+
+    def steps(number: int) -> None:
+        for _ in range(number):
+            step()
+
+    return steps
+
+
+def _update(config: Config, values: list[Tensor]) -> Callable[[], None]:
+    optimizer, settings = OPTIMIZERS[config.optimizer.name], config.optimizer
+    gradients = [torch.randn_like(value) for value in values]
+    moments = {
+        name: [torch.zeros_like(value) for value in values] for name in optimizer.moments(settings)
+    }
+    counter = torch.ones((), device=values[0].device)
+    group = Group(
+        settings, config.scheduler, [0], values, moments, counter, first=False, rate=settings.lr
+    )
+    return partial(optimizer.update, group, gradients)
 
 
 # ------------------------------------------------------------------------------ how it is timed
 
 
 @dataclass(frozen=True)
-class Part:
-    """What one process does.
+class Variant:
+    """One way to train some runs, and what was measured of it.
 
     Attributes:
-        make: makes it, in that process.
-        threads: CPU threads it computes with.
-        precision: as in `train.precision`; None leaves torch as tutorials have it.
+        name: `tutorial`, `alone`, `alone bf16`, `stack of 4`...
+        configs: of each run.
+        plan: how the runs are divided among processes and threads.
+        step_s: seconds of a step of all runs, one for each round.
+        roofline_s: the same of the roofline; none for the tutorial.
     """
 
-    make: Callable[[], Subject]
-    threads: int
-    precision: str | None
+    name: str
+    workload: Workload
+    configs: Sequence[Config]
+    plan: Plan
+    step_s: list[float] = field(default_factory=list)
+    roofline_s: list[float] = field(default_factory=list)
 
 
-@dataclass(frozen=True)
-class Bench:
-    """Where and on what everything is measured.
+def stack_variant(config: Config, runs: int, data: Dataset, precision: str = "fp32") -> Variant:
+    """Runs with a learning rate each, divided as a sweep of them would be."""
+    name = ("alone" if runs == 1 else f"stack of {runs}") + f" {precision}" * (precision != "fp32")
+    config = with_settings(config, {"train.precision": precision})
+    rates = [LEARNING_RATE * (1 + run / runs) for run in range(runs)]
+    replicas = [with_settings(config, {"optimizer.lr": rate}) for rate in rates]
+    return Variant(name, engine, replicas, plan([range(runs)], replicas, [data]))
 
-    Attributes:
-        window: seconds for which steps are timed.
-        fork: whether every part gets a process of its own.
-        threads: that torch takes by itself.
+
+def step_seconds(variant: Variant, workload: Workload, data: Dataset, window: float) -> float:
+    """Seconds of a step of all runs of a variant.
+
+    The first stacks of the plan, one for each process, stand for all, which are of nearly one size.
+    They are measured at the same time, in fresh processes, and the slowest counts.
+
+    Args:
+        variant: says what is trained, and how it is divided.
+        workload: the variant's own, or its roofline.
+        data: what is trained on.
+        window: how many seconds each stack is timed for, at least.
+
+    Raises:
+        RunError: a process ended before it was done.
     """
+    tuned = variant.workload is engine  # else all but the threads is as tutorials have it
 
-    material: Material
-    window: float
-    fork: bool
-    threads: int
+    def time_stack(stack: StackPlan, send: Send) -> None:
+        configs = [variant.configs[member] for member in stack.members]
+        precision = configs[0].train.precision
+        with computing(stack.threads, precision) if tuned else threaded(stack.threads):
+            steps, number, passed = workload(configs, data), 1, 0.0
+            while passed < window:  # all but the last time warm up
+                number *= 2
+                start = time.perf_counter()
+                steps(number)
+                if data.train.images.is_cuda:
+                    torch.cuda.synchronize()
+                passed = time.perf_counter() - start
+        send(passed / number)
 
-    def tutorial(self, config: Config, *, image_by_image: bool) -> Measure:
-        """Measures the loop that tutorials write."""
-        make = partial(Tutorial, config, self.material, image_by_image=image_by_image)
-        return partial(self._step, [Part(make, self.threads, None)], 1)
-
-    def engine(self, replicas: Sequence[Config], deal: Plan) -> Measure:
-        """Measures runs as they are dealt out."""
-        parts = [
-            Part(
-                partial(Engine, [replicas[member] for member in part.members], self.material),
-                part.threads,
-                replicas[0].train.precision,
-            )
-            for part in deal.stacks
-        ]
-        return partial(self._step, parts, deal.workers)
-
-    def limit(self, replicas: Sequence[Config], deal: Plan) -> Measure:
-        """Measures the limit of the same: in the same parts, at the same time."""
-        config = replicas[0]
-        parts = [
-            Part(
-                partial(Limit, config, len(part.members), self.material.data),
-                part.threads,
-                config.train.precision,
-            )
-            for part in deal.stacks
-        ]
-        return partial(self._step, parts, deal.workers)
-
-    def _step(self, parts: Sequence[Part], processes: int) -> float:
-        """Seconds of a step of all parts: so many at the same time, the others after them.
-
-        What runs at the same time takes as long as its slowest.
-
-        Raises:
-            RunError: a process ended, or what it measured failed.
-        """
-        waves = [parts[at : at + processes] for at in range(0, len(parts), processes)]
-        return sum(max(self._wave(wave)) for wave in waves)
-
-    def _wave(self, parts: Sequence[Part]) -> list[float]:
-        if not self.fork:
-            return [_seconds(part, self.window, lambda: None) for part in parts]
-        barrier = multiprocessing.get_context("fork").Barrier(len(parts))
-        wait = partial(barrier.wait, PATIENCE)
-        jobs = [partial(_job, part, self.window, wait) for part in parts]
-        found: list[float] = []
+    stacks, times = variant.plan.stacks[: variant.plan.workers], list[float]()
+    if data.train.images.is_cuda or not can_fork():
+        time_stack(stacks[0], times.append)
+    else:
+        jobs = [partial(time_stack, stack) for stack in stacks]
         with closing(run_jobs(jobs, len(jobs))) as messages:
             for _, message in messages:
-                if not isinstance(message, float):
-                    why = message.why if isinstance(message, WorkerDied) else message
-                    raise RunError(f"what was being measured failed: {why}")
-                found.append(message)
-        return found
+                if isinstance(message, WorkerDied):
+                    raise RunError(f"what was being measured failed: {message.why}")
+                times.append(message)
+    return max(times) * len(variant.plan.stacks) / len(stacks)
 
 
-def _job(part: Part, window: float, wait: Callable[[], object], send: Send) -> None:
-    """What a process does: sends the seconds of a step, or what went wrong in words."""
-    try:
-        send(_seconds(part, window, wait))
-    except Exception as error:  # noqa: BLE001 - the parent raises it
-        send(f"{type(error).__name__}: {error}")
+def bench(
+    cases: Sequence[Case],
+    device: torch.device,
+    track: Callable[[Sequence[Variant]], Iterable[Variant]],
+    rounds: int = 5,
+    *,
+    quick: bool = False,
+) -> Document:
+    """Measures cases: the tutorials' loop, a run alone, stacks, and the roofline of each.
 
+    Args:
+        cases: what to measure.
+        device: where.
+        track: passes on what is to be measured, one after the other, and may show how far it is.
+        rounds: how often; the results are medians and quartiles over them.
+        quick: few images and short measurements, to see that it works.
 
-def _seconds(part: Part, window: float, wait: Callable[[], object]) -> float:
-    """Seconds of a step: warmed up, begun together, and for as long as everybody else."""
-    with _setting(part):
-        subject = part.make()
-        steps = 1
-        while subject.advance(steps) < window / 4:
-            steps *= 2
-        wait()
-        done, seconds = 0, 0.0
-        while seconds < window:
-            seconds += subject.advance(steps)
-            done += steps
-    return seconds / done
+    Returns:
+        machine: see `machine`.
+        rounds: how many.
+        works: of each case `name`, `experiment`, `about`, `batch_size`, `optimizer` and `variants`.
+            Of each variant:
 
+            name: see `Variant`.
+            runs: how many train together.
+            precision: as in `train.precision`.
+            parts: how many runs each stack of the plan holds.
+            processes: how many of them run at the same time.
+            threads: those of a process.
+            step_us: microseconds of a step of all runs: `median`, `low` and `high` (quartiles).
+            run_us: the same for each run.
+            limit_us: the roofline, for each run; null for the tutorial.
+            speedup: how many times as fast as the tutorial's loop a run's step is.
+            limit_share: the roofline's time as a share of this one's; null for the tutorial.
 
-@contextmanager
-def _setting(part: Part) -> Iterator[None]:
-    if part.precision is not None:
-        with computing(part.threads, part.precision):
-            yield
-    else:
-        with threaded(part.threads):
-            yield
-
-
-@contextmanager
-def _opened(device: torch.device, window: float, images: int) -> Iterator[Bench]:
+    Raises:
+        RunError: something that was measured failed.
+    """
+    window, images = (0.01, 2560) if quick else (0.125, 75 * 1024)  # every batch is whole
     # A process that has computed with several threads cannot be forked: its children would wait for
     # threads that they do not have.
     with threaded(1) as threads:
         torch.optim.SGD([torch.zeros(1)])  # imports, once and for all, what the first one does
-        fork = device.type == "cpu" and can_fork()
-        yield Bench(Material.generate(images, device), window, fork, threads)
+        data, found = bench_data(images, device), machine(device, threads)
+        variants = {case: case_variants(case, data, threads) for case in cases}
+        for variant in track([each for of_case in variants.values() for each in of_case] * rounds):
+            variant.step_s.append(step_seconds(variant, variant.workload, data, window))
+            if variant.workload is engine:
+                variant.roofline_s.append(step_seconds(variant, roofline, data, window))
+    works = [_results(case, *of_case) for case, of_case in variants.items()]
+    return {"machine": found, "rounds": rounds, "works": works}
 
 
-def _rounds(
-    measures: Mapping[str, Measure], rounds: int, progress: Progress
-) -> dict[str, list[float]]:
-    """Measures everything, again and again."""
-    times: dict[str, list[float]] = {name: [] for name in measures}
-    done, total = 0, rounds * len(measures)
-    for _ in range(rounds):
-        for name, measure in measures.items():
-            progress(done, total, name)
-            times[name].append(measure())
-            done += 1
-    progress(done, total, "")
-    return times
+def case_variants(case: Case, data: Dataset, threads: int) -> list[Variant]:
+    """The tutorials' loop with so many threads, and every stack of a case."""
+    config = configs.load(case.name, (*case.overrides, f"optimizer.lr={LEARNING_RATE}")).config
+    loop, one = partial(tutorial, image_by_image=case.image_by_image), (StackPlan((0,), threads),)
+    stacks = [stack_variant(config, runs, data, precision) for runs, precision in case.stacks]
+    return [Variant("tutorial", loop, [config], Plan(one, 1)), *stacks]
 
 
-# ------------------------------------------------------------------------------- what comes out
+def _results(case: Case, loop: Variant, *stacks: Variant) -> Document:
+    return {
+        "name": case.name,
+        "experiment": case.experiment,
+        "about": case.about,
+        "batch_size": loop.configs[0].data.batch_size,
+        "optimizer": loop.configs[0].optimizer.name,
+        "variants": [_figures(variant, loop) for variant in (loop, *stacks)],
+    }
 
 
-def bench(
-    works: Sequence[Work],
-    device: torch.device,
-    progress: Progress,
-    *,
-    rounds: int = 5,
-    window: float = 0.25,
-    images: int = IMAGES,
-) -> dict[str, Any]:
-    """Measures works: the tutorials' loop, a run alone, stacks, and the limit of each.
-
-    Args:
-        works: what to measure.
-        device: where.
-        progress: told before every measurement.
-        rounds: how often; what is told are medians and quartiles over them.
-        window: seconds for which each is timed in each round.
-        images: how many there are; whole batches.
-
-    Returns:
-        machine: see `machine`.
-        rounds: how many.
-        works: of each `name`, `experiment`, `about`, `batch_size`, `optimizer` and `variants`. Of
-            each variant:
-
-            name: `tutorial`, `alone`, `alone bf16`, `stack of 4`...
-            runs: how many train together.
-            precision: as in `train.precision`.
-            parts: how many runs each part of them has, in the order in which they run.
-            processes: how many parts run at the same time.
-            threads: those of a process.
-            step_us: microseconds of a step of all runs: `median`, `low` and `high` (quartiles).
-            run_us: the same for each run.
-            limit_us: the limit, for each run; null for the tutorial.
-            speedup: how many times as fast as the tutorial's loop a run's step is.
-            limit_share: the limit's time as a share of this one's; null for the tutorial.
-
-    Raises:
-        RunError: something that was measured failed.
-    """
-    measures: dict[str, Measure] = {}
-    told: list[dict[str, Any]] = []
-    with _opened(device, window, images) as opened:
-        found = machine(device, opened.threads)
-        for work in works:
-            config = configs.load(work.preset, work.overrides).config
-            config = with_settings(config, {"optimizer.lr": RATE})
-            called = f"{work.name}: tutorial"
-            measures[called] = opened.tutorial(config, image_by_image=work.image_by_image)
-            variants: list[dict[str, Any]] = [
-                {
-                    "name": "tutorial",
-                    "runs": 1,
-                    "precision": "fp32",
-                    "parts": [1],
-                    "processes": 1,
-                    "threads": opened.threads,
-                }
-            ]
-            wanted = [(1, "fp32"), *((1, other) for other in work.precisions)]
-            for runs, precision in [*wanted, *((runs, "fp32") for runs in work.stacks)]:
-                of_precision = with_settings(config, {"train.precision": precision})
-                replicas, deal = _dealt(of_precision, runs, opened)
-                name = _named(runs) + f" {precision}" * (precision != "fp32")
-                measures[f"{work.name}: {name}"] = opened.engine(replicas, deal)
-                measures[f"{work.name}: limit of {name}"] = opened.limit(replicas, deal)
-                variants.append(
-                    {"name": name, "runs": runs, "precision": precision, **_described(deal)}
-                )
-            told.append(
-                {
-                    "name": work.name,
-                    "experiment": work.experiment,
-                    "about": work.about,
-                    "batch_size": config.data.batch_size,
-                    "optimizer": config.optimizer.name,
-                    "variants": variants,
-                }
-            )
-        times = _rounds(measures, rounds, progress)
-    for each in told:
-        each["variants"] = [one | _figures(times, each["name"], one) for one in each["variants"]]
-    return {"machine": found, "rounds": rounds, "works": told}
+def _figures(variant: Variant, loop: Variant) -> Document:
+    """Ratios are medians too, each of two times of one round."""
+    step, limit, runs = np.array(variant.step_s), np.array(variant.roofline_s), len(variant.configs)
+    return {
+        "name": variant.name,
+        "runs": runs,
+        "precision": variant.configs[0].train.precision,
+        "parts": [len(stack.members) for stack in variant.plan.stacks],
+        "processes": variant.plan.workers,
+        "threads": variant.plan.stacks[0].threads,
+        "step_us": spread(step * 1e6),
+        "run_us": spread(step * 1e6 / runs),
+        "limit_us": spread(limit * 1e6 / runs) if len(limit) else None,
+        "speedup": spread(runs * np.array(loop.step_s) / step)["median"],
+        "limit_share": spread(limit / step)["median"] if len(limit) else None,
+    }
 
 
-def grid(
-    device: torch.device,
-    progress: Progress,
-    *,
-    rounds: int = 5,
-    window: float = 0.12,
-    images: int = IMAGES,
-    models: Mapping[str, str] = GRID_MODELS,
-    batches: Sequence[int] = GRID_BATCHES,
-    counts: Sequence[int] = GRID_RUNS,
-) -> dict[str, Any]:
-    """Measures runs together against the same runs one after another, over many shapes.
-
-    Args:
-        device: where.
-        progress: told before every measurement.
-        rounds: how often.
-        window: seconds for which each is timed in each round.
-        images: how many there are; whole batches.
-        models: by name, each as the `model` of a config.
-        batches: sizes of a batch.
-        counts: how many runs.
-
-    Returns:
-        machine: see `machine`.
-        rounds: how many.
-        cells: of each `model`, `batch_size`, `runs`, and `parts`, `processes` and `threads` as for
-            `bench`; `alone_us`, microseconds of a step of all runs one after another;
-            `together_us`, the same as they are dealt out; `ratio`, the second by the first. Each
-            has `median`, `low` and `high` (quartiles).
-        below_one: in how many cells the ratio's median is below 1.
-
-    Raises:
-        RunError: something that was measured failed.
-    """
-    measures: dict[str, Measure] = {}
-    cells: list[dict[str, Any]] = []
-    with _opened(device, window, images) as opened:
-        found = machine(device, opened.threads)
-        for (model, text), batch in itertools.product(models.items(), batches):
-            config = configs.load_text(
-                f"model: {text}\ndata: {{name: mnist, batch_size: {batch}}}\n"
-                f"optimizer: {{name: adam, lr: {RATE}}}\ntrain: {{epochs: 4}}",
-                model,
-            )
-            for runs in (1, *counts):
-                replicas, deal = _dealt(config, runs, opened)
-                measures[f"{model}, batch {batch}: {_named(runs)}"] = opened.engine(replicas, deal)
-                if runs > 1:
-                    shape = {"model": model, "batch_size": batch, "runs": runs}
-                    cells.append({**shape, **_described(deal)})
-        times = _rounds(measures, rounds, progress)
-    for cell in cells:
-        of = f"{cell['model']}, batch {cell['batch_size']}: "
-        alone = [cell["runs"] * seconds for seconds in times[of + _named(1)]]
-        together = times[of + _named(cell["runs"])]
-        cell["alone_us"] = _microseconds(alone)
-        cell["together_us"] = _microseconds(together)
-        cell["ratio"] = _spread([b / a for a, b in zip(alone, together, strict=True)], 3)
-    below = sum(cell["ratio"]["median"] < 1 for cell in cells)
-    return {"machine": found, "rounds": rounds, "cells": cells, "below_one": below}
+def spread(values: np.ndarray) -> dict[str, float]:
+    """The median of some values and their quartiles, as `median`, `low` and `high`."""
+    low, median, high = np.quantile(values, (0.25, 0.5, 0.75)).round(3).tolist()
+    return {"median": median, "low": low, "high": high}
 
 
-def machine(device: torch.device, threads: int) -> dict[str, Any]:
+def machine(device: torch.device, threads: int) -> Document:
     """What it was measured on.
 
     Args:
@@ -419,8 +415,10 @@ def machine(device: torch.device, threads: int) -> dict[str, Any]:
         `torch`, `python`, `system`, and `load`: how many processes wanted a core in the minute
         before, null where nobody counts them.
     """
+    info = Path("/proc/cpuinfo")  # of Linux
+    model = re.search(r"^model name\s*: (.*)", info.read_text() if info.exists() else "", re.M)
     return {
-        "cpu": _cpu(),
+        "cpu": model[1] if model else platform.processor() or platform.machine(),
         "cores": cores(),
         "threads": threads,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
@@ -429,63 +427,3 @@ def machine(device: torch.device, threads: int) -> dict[str, Any]:
         "system": f"{platform.system()} {platform.machine()}",
         "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
     }
-
-
-def _cpu() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:  # not Linux
-        lines = []
-    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(named, platform.processor() or platform.machine())
-
-
-def _named(runs: int) -> str:
-    return "alone" if runs == 1 else f"stack of {runs}"
-
-
-def _dealt(config: Config, runs: int, opened: Bench) -> tuple[list[Config], Plan]:
-    """Runs with a learning rate each and one seed, and how a sweep of them would be dealt out."""
-    rates = [RATE * (1 + run / runs) for run in range(runs)]
-    replicas = [with_settings(config, {"optimizer.lr": rate}) for rate in rates]
-    return replicas, plan([range(runs)], replicas, [opened.material.data])
-
-
-def _described(deal: Plan) -> dict[str, Any]:
-    return {
-        "parts": [len(part.members) for part in deal.stacks],
-        "processes": deal.workers,
-        "threads": deal.stacks[0].threads,
-    }
-
-
-def _figures(times: Times, work: str, variant: Mapping[str, Any]) -> dict[str, Any]:
-    """What is told of a variant; ratios are medians too, of what was measured in one round."""
-    name, runs = variant["name"], variant["runs"]
-    tutorial = times[f"{work}: tutorial"]
-    each = [seconds / runs for seconds in times[f"{work}: {name}"]]
-    limit = [seconds / runs for seconds in times.get(f"{work}: limit of {name}", ())]
-    return {
-        "step_us": _microseconds([seconds * runs for seconds in each]),
-        "run_us": _microseconds(each),
-        "limit_us": _microseconds(limit) if limit else None,
-        "speedup": _ratio(tutorial, each),
-        "limit_share": _ratio(limit, each) if limit else None,
-    }
-
-
-def _microseconds(seconds: Sequence[float]) -> dict[str, float]:
-    return _spread([1e6 * each for each in seconds], 2)
-
-
-def _spread(values: Sequence[float], digits: int) -> dict[str, float]:
-    """The median of some values and their quartiles."""
-    low = high = values[0]
-    if len(values) > 1:
-        low, _, high = quantiles(values, n=4, method="inclusive")
-    figures = {"median": median(values), "low": low, "high": high}
-    return {name: round(figure, digits) for name, figure in figures.items()}
-
-
-def _ratio(above: Sequence[float], below: Sequence[float]) -> float:
-    return round(median(a / b for a, b in zip(above, below, strict=True)), 3)

@@ -4,7 +4,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,57 +14,45 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mnist_cli import config as configs
 from mnist_cli.config import Config
+from mnist_cli.data.dataset import Dataset
 from mnist_cli.errors import RunError
 from mnist_cli.models.modules import build
 from mnist_cli.sweeps import bench as benches
-from mnist_cli.sweeps import plan
-from mnist_cli.sweeps.bench import WORKS, Bench, Part, Work
-from mnist_cli.sweeps.bench_steps import Engine, Limit, Material, Tutorial, layers
+from mnist_cli.sweeps.bench import CASES, Case, Variant, engine, roofline, tutorial
+from mnist_cli.sweeps.plan import Plan, StackPlan, can_fork
 from tests.conftest import Mnist
 
+IMAGES = 2048
 CPU = torch.device("cpu")
-MACHINE = ["cpu", "cores", "threads", "device", "torch", "python", "system", "load"]
-SPREAD = ["median", "low", "high"]
 
 
 @pytest.fixture(scope="module")
-def material() -> Material:
-    return Material.generate(2048, CPU)
+def data() -> Dataset:
+    return benches.bench_data(2560, CPU)
 
 
-def config(work: Work, *overrides: str) -> Config:
-    return configs.load(work.preset, (*work.overrides, *overrides)).config
+def config(case: Case, *overrides: str) -> Config:
+    return configs.load(case.name, (*case.overrides, *overrides)).config
 
 
-def test_the_images_are_like_those_of_mnist(material: Material) -> None:
-    images = material.data.train.images
-    assert images.shape == (2048, 1, 28, 28)
-    assert (images != 0).double().mean().item() == pytest.approx(0.19, abs=0.01)
-    assert torch.equal(material.floats, images.float() / 255)
-    assert set(material.labels.tolist()) == set(range(10))
+@pytest.mark.parametrize("case", CASES[:3], ids=lambda case: case.name)
+def test_tutorial_and_engine_do_the_same_work(case: Case, data: Dataset) -> None:
+    assert data.train.images.shape == (IMAGES, 1, 28, 28)
+    own = config(case, "data.shuffle=false")
+    steps = IMAGES // own.data.batch_size  # an epoch
+    loop = tutorial([own], data, image_by_image=case.image_by_image)
+    stack = engine([own], data)
+    for epoch in (1, 2):
+        (record,) = stack(steps)
+        assert (record["epoch"], record["step"]) == (epoch, steps * epoch)
+        counted = IMAGES if own.loss.reduction == "sum" else steps
+        assert loop(steps) / counted == pytest.approx(record["train/loss"], rel=1e-5)
 
 
-@pytest.mark.parametrize("work", WORKS[:3], ids=lambda work: work.name)
-def test_tutorial_and_engine_do_the_same_work(work: Work, material: Material) -> None:
-    own = config(work, "data.shuffle=false")
-    steps = 2048 // own.data.batch_size  # an epoch
-    tutorial = Tutorial(own, material, image_by_image=work.image_by_image)
-    engine = Engine([own], material)
-    for epoch in range(2):
-        before = tutorial.total
-        assert tutorial.advance(steps) > 0
-        assert engine.advance(steps) > 0
-        (record,) = engine.records
-        counted = 2048 if own.loss.reduction == "sum" else steps
-        assert (record["epoch"], record["step"]) == (epoch + 1, steps * (epoch + 1))
-        assert (tutorial.total - before) / counted == pytest.approx(record["train/loss"], rel=1e-5)
-
-
-def test_the_engine_stops_anywhere_and_goes_on_over_epochs(material: Material) -> None:
-    engine = Engine([config(WORKS[0])] * 2, material)
+def test_the_engine_stops_anywhere_and_goes_on_over_epochs(data: Dataset) -> None:
+    stack = engine([config(CASES[0])] * 2, data)
     for steps, step, epoch in ((1, 1, 1), (40, 41, 2), (64, 105, 4)):
-        engine.advance(steps)
-        assert [(r["step"], r["epoch"]) for r in engine.records] == [(step, epoch)] * 2
+        assert [(r["step"], r["epoch"]) for r in stack(steps)] == [(step, epoch)] * 2
 
 
 def flops(call: Callable[[], object]) -> int:
@@ -73,76 +61,51 @@ def flops(call: Callable[[], object]) -> int:
     return int(counter.get_total_flops())
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("replicas", [1, 3])
-@pytest.mark.parametrize("work", WORKS, ids=lambda work: work.name)
-def test_the_limit_computes_what_the_model_does(
-    work: Work, replicas: int, material: Material
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_the_roofline_computes_what_the_model_does(
+    case: Case, replicas: int, precision: str, data: Dataset
 ) -> None:
-    own = config(work, "data.batch_size=32")
-    data = material.data
+    own = config(case, "data.batch_size=32", f"train.precision={precision}")
     model = build(own.model, data.shape, 10, 0)
-    images = material.floats[:32]
 
     def step() -> None:
-        model(images).sum().backward()
+        model(torch.rand(32, *data.shape)).sum().backward()
 
-    assert flops(Limit(own, replicas, data).step) == replicas * flops(step)
-
-
-def test_the_layers_of_the_limit_have_the_shapes_of_the_model() -> None:
-    found = {
-        work.name: [
-            (layer.rows, layer.inputs, layer.outputs)
-            for layer in layers(build(config(work).model, (1, 28, 28), 10, 0), (1, 28, 28), 64)
-        ]
-        for work in WORKS
-    }
-    assert found["mlp"] == [(64, 784, 32), (64, 32, 10)]
-    assert found["logistic"] == [(64, 784, 10)]
-    assert found["ffnn"] == [(64, 784, 50), (64, 50, 100), (64, 100, 10)]
-    assert found["cnn"] == [(64 * 14**2, 9, 16), (64 * 7**2, 144, 16), (64 * 4**2, 144, 10)]
-    assert found["depth"][0] == (64, 784, 512)
-    assert len(found["depth"]) == 5
+    steps = roofline([own] * replicas, data)
+    assert flops(lambda: steps(2)) == 2 * replicas * flops(step)
 
 
-@pytest.mark.parametrize("overrides", [(), ("train.precision=bf16",)])
-def test_the_limit_is_of_a_precision(material: Material, overrides: tuple[str, ...]) -> None:
-    limit = Limit(config(WORKS[4], "data.batch_size=32", *overrides), 2, material.data)
-    assert limit.advance(2) > 0
+def sleeping(configs: Sequence[Config], data: Dataset) -> Callable[[int], None]:
+    """Every step takes as many hundredths of a second as the first config's seed says."""
+    if configs[0].train.seed == 0:
+        raise ValueError("nothing to train")
+    return lambda number: time.sleep(number * configs[0].train.seed / 100)
 
 
-class Steps:
-    """So many seconds a step, by its own account."""
-
-    def __init__(self, seconds: float) -> None:
-        if not seconds:
-            raise ValueError("no time at all")
-        self.seconds = seconds
-
-    def advance(self, steps: int) -> float:
-        time.sleep(0.001)
-        return steps * self.seconds
-
-
-def part(seconds: float) -> Part:
-    return Part(lambda: Steps(seconds), 1, None)
+def variant(*seeds: int, processes: int) -> Variant:
+    stacks = tuple(StackPlan((place,), 1) for place in range(len(seeds)))
+    trained = [config(CASES[1], f"train.seed={seed}") for seed in seeds]
+    return Variant("sleeping", sleeping, trained, Plan(stacks, processes))
 
 
 @pytest.mark.parametrize("fork", [False, True])
-def test_parts_cost_what_the_slowest_beside_each_other_and_the_sum_of_turns(
-    fork: bool, material: Material
+def test_the_slowest_of_the_first_parts_stands_for_all_rounds_of_them(
+    fork: bool, data: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bench = Bench(material, 0.01, fork and plan.can_fork(), 1)
-    parts = [part(seconds) for seconds in (0.25, 0.5, 0.125, 0.0625, 1.0)]
-    assert bench._step(parts, 2) == pytest.approx(0.5 + 0.125 + 1.0)
-
-
-def test_what_fails_in_a_process_is_told(material: Material) -> None:
-    if not plan.can_fork():
+    if fork and not can_fork():
         pytest.skip("needs to fork")
-    bench = Bench(material, 0.01, fork=True, threads=1)
-    with pytest.raises(RunError, match="ValueError: no time at all"):
-        bench._step([part(1.0), part(0.0)], 2)
+    monkeypatch.setattr(benches, "can_fork", lambda: fork)
+    one = variant(*((1, 4, 1, 4) if fork else (4, 4)), processes=2 if fork else 1)
+    # To sleep takes at least as long as asked for, so this holds on any machine.
+    assert benches.step_seconds(one, sleeping, data, 0.01) >= 2 * 0.04
+
+
+@pytest.mark.skipif(not can_fork(), reason="needs to fork")
+def test_a_process_that_fails_ends_the_measurement(data: Dataset) -> None:
+    with pytest.raises(RunError, match="measured"):
+        benches.step_seconds(variant(1, 0, processes=2), sleeping, data, 0.01)
 
 
 def test_the_document_and_the_picture(tmp_path: Path) -> None:
@@ -159,7 +122,8 @@ def test_the_document_and_the_picture(tmp_path: Path) -> None:
     assert ended.returncode == 0, ended.stderr
     found = json.loads(ended.stdout, parse_constant=pytest.fail)
     assert list(found) == ["machine", "rounds", "works"]
-    assert list(found["machine"]) == MACHINE
+    machine = ["cpu", "cores", "threads", "device", "torch", "python", "system", "load"]
+    assert list(found["machine"]) == machine
     assert found["rounds"] == 1
     (work,) = found["works"]
     variants = work.pop("variants")
@@ -171,61 +135,31 @@ def test_the_document_and_the_picture(tmp_path: Path) -> None:
         "optimizer": "adam",
     }
     names = ["tutorial", "alone", "stack of 4", "stack of 16", "stack of 64"]
-    assert [variant["name"] for variant in variants] == names
-    for variant in variants:
-        check(variant)
-    assert "E1 logistic: 784-10, batch 64, adam" in ended.stderr
+    assert [each["name"] for each in variants] == names
+    for each in variants:
+        check(each)
+    assert "stack of 64" in ended.stderr
     assert f"torch {torch.__version__}" in ended.stderr
     assert (tmp_path / "bench.png").read_bytes()[1:4] == b"PNG"
 
 
-def check(variant: dict[str, Any]) -> None:
+def check(found: dict[str, Any]) -> None:
     """One variant is whole, and its figures fit each other."""
-    assert list(variant) == [
+    assert list(found) == [
         *("name", "runs", "precision", "parts", "processes", "threads"),
         *("step_us", "run_us", "limit_us", "speedup", "limit_share"),
     ]
-    runs, tutorial = variant["runs"], variant["name"] == "tutorial"
-    assert sum(variant["parts"]) == runs
-    for figure in ("step_us", "run_us", "limit_us"):
-        if not (tutorial and figure == "limit_us"):
-            assert list(variant[figure]) == SPREAD
-            assert 0 < variant[figure]["low"] <= variant[figure]["median"]
-    assert variant["step_us"]["median"] == pytest.approx(
-        runs * variant["run_us"]["median"], rel=0.01
-    )
-    if tutorial:
-        assert (variant["speedup"], variant["limit_us"], variant["limit_share"]) == (1, None, None)
+    runs, step, run, limit = (found[key] for key in ("runs", "step_us", "run_us", "limit_us"))
+    assert sum(found["parts"]) == runs
+    for figures in (step, run, limit or run):
+        assert list(figures) == ["median", "low", "high"]
+        assert 0 < figures["low"] <= figures["median"] <= figures["high"]
+    assert step["median"] == pytest.approx(runs * run["median"], rel=0.01)
+    if found["name"] == "tutorial":
+        assert (found["speedup"], limit, found["limit_share"]) == (1, None, None)
     else:
-        share = variant["limit_us"]["median"] / variant["run_us"]["median"]
-        assert variant["limit_share"] == pytest.approx(share, abs=0.01)  # of one round
-
-
-def test_the_grid(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plan, "cores", lambda: 1)  # a forked process has no threads of this one
-    told: list[tuple[int, int, str]] = []
-    found = benches.grid(
-        CPU,
-        lambda *now: told.append(now),
-        rounds=2,
-        window=0.001,
-        images=256,
-        models={"logistic": "logistic"},
-        batches=(16,),
-        counts=(2, 3),
-    )
-    assert list(found) == ["machine", "rounds", "cells", "below_one"]
-    assert [cell["runs"] for cell in found["cells"]] == [2, 3]
-    for cell in found["cells"]:
-        assert list(cell) == [
-            *("model", "batch_size", "runs", "parts", "processes", "threads"),
-            *("alone_us", "together_us", "ratio"),
-        ]
-        assert list(cell["ratio"]) == SPREAD
-    below = [cell for cell in found["cells"] if cell["ratio"]["median"] < 1]
-    assert found["below_one"] == len(below)
-    assert told[0] == (0, 6, "logistic, batch 16: alone")
-    assert told[-1] == (6, 6, "")
+        share = limit["median"] / run["median"]
+        assert found["limit_share"] == pytest.approx(share, abs=0.01)  # of one round
 
 
 @pytest.mark.parametrize(
@@ -233,8 +167,6 @@ def test_the_grid(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         (("--only", "E1,perceptron"), "error: --only: there is no 'perceptron' to measure"),
         (("--only", ""), "error: --only: there is no '' to measure"),
-        (("--grid", "--only", "mlp"), "error: --grid goes without --only"),
-        (("--grid", "--plot", "x.png"), "error: --grid goes without --plot"),
         (("--plot", "nowhere/x.png"), "error: --plot: nowhere/x.png cannot be written"),
         (("--rounds", "0"), "error: Invalid value for '--rounds'"),
         (("--device", "cuda:99"), "error: train.device: there is no cuda:99 here"),
@@ -248,6 +180,19 @@ def test_what_cannot_be_measured_is_a_usage_error(
     assert told in ended.err
 
 
-def test_works_are_chosen_by_name_or_experiment() -> None:
-    assert [work.name for work in benches.chosen("e1, depth")] == ["mlp", "logistic", "depth"]
-    assert benches.chosen(None) == list(WORKS)
+def test_cases_are_selected_by_name_or_experiment() -> None:
+    assert [case.name for case in benches.select_cases("e1, depth")] == ["mlp", "logistic", "depth"]
+    assert benches.select_cases(None) == list(CASES)
+
+
+def test_the_grid_runs() -> None:
+    ended = subprocess.run(
+        [sys.executable, "-m", "tests.benchmarks.grid", "--quick"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert f"torch {torch.__version__}" in ended.stdout
+    assert ended.stdout.count(": ratio ") == 4
