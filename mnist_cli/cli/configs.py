@@ -11,9 +11,7 @@ from mnist_cli.cli.screen import console, print_json, say_error
 from mnist_cli.data import durable
 from mnist_cli.errors import MnistError, UsageError
 
-app = typer.Typer(
-    rich_markup_mode=None, no_args_is_help=True, help="Look at configs, check and copy them."
-)
+app = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help="Show, check, copy configs.")
 
 
 @app.command("list")
@@ -23,10 +21,8 @@ def config_list(as_json: Json = False) -> None:
 
     presets = configs.presets()
     if as_json:
-        rows = [
-            {"name": p.name, "path": str(p.path), "description": p.description} for p in presets
-        ]
-        print_json(rows)
+        fields = ("name", "path", "description")
+        print_json([{field: str(getattr(p, field)) for field in fields} for p in presets])
         return
     listing = tables.table("name", "what it is")
     for preset in presets:
@@ -36,8 +32,14 @@ def config_list(as_json: Json = False) -> None:
 
 @app.command("show")
 def config_show(overrides: Overrides = None, config: ConfigOption = None) -> None:
-    """The whole config with every default filled in: itself a config that means the same."""
-    print(configs.dump(configs.load(config, overrides or ()).config), end="")
+    """The whole config with every default filled in: itself a config that means the same.
+
+    `config show NAME` is `config show --config NAME`.
+    """
+    words = overrides or []
+    if config is None and words and "=" not in words[0]:
+        config, *words = words
+    print(configs.dump(configs.load(config, words).config), end="")
 
 
 @app.command("check")
@@ -67,8 +69,7 @@ def config_schema() -> None:
 def config_copy(
     name: Annotated[str, typer.Argument(metavar="NAME", help="A config that comes with mnist.")],
     target: Annotated[
-        Path | None,
-        typer.Argument(metavar="[FILE]", help="Where to; NAME.yaml here, if not given."),
+        Path | None, typer.Argument(metavar="[FILE]", help="Where to [NAME.yaml here].")
     ] = None,
 ) -> None:
     """Copy a shipped config, to be changed."""
@@ -76,8 +77,10 @@ def config_copy(
     path = target or Path(preset.path.name)
     if path.is_dir():
         path /= preset.path.name
+    # Its first line refers to a schema that is beside it, and will not be beside the copy.
+    text = preset.path.read_text("utf-8").removeprefix(configs.SCHEMA_LINE)
     try:
-        durable.create(path, preset.path.read_bytes())  # never over a file that is there
+        durable.create(path, text.encode())  # never over a file that is there
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror}", "give another place to copy to") from error
     print(f"{path}: a copy of {preset.name}; train it with: mnist train --config {path}")

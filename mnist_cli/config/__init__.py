@@ -1,75 +1,31 @@
 """Configs: one YAML file and some overrides make one frozen, validated `Config`; torch-free."""
 
 from mnist_cli.config.command_line import Flag
-from mnist_cli.config.document import ConfigError, Position, Problem
+from mnist_cli.config.document import ConfigError
 from mnist_cli.config.load import Loaded, load, load_saved, load_text
-from mnist_cli.config.presets import Preset, find_preset, presets
+from mnist_cli.config.presets import SCHEMA_LINE, find_preset, presets
 from mnist_cli.config.schema import (
     SECTIONS,
     AdamOptimizer,
-    AdamWOptimizer,
-    CnnModel,
-    CnnSequentialModel,
     Config,
-    ConstantScheduler,
-    CosineScheduler,
-    DataConfig,
-    ImageData,
-    LogisticModel,
-    LossConfig,
     MlpModel,
-    ModelConfig,
-    MultiStepScheduler,
-    OptimizerConfig,
     Reference,
-    ReferenceRun,
-    RmspropOptimizer,
-    SchedulerConfig,
-    ScratchModel,
-    ScratchSgdOptimizer,
     SgdOptimizer,
-    StepScheduler,
-    SyntheticData,
-    TensorNetModel,
-    TrainConfig,
 )
 from mnist_cli.config.trials import with_settings
 from mnist_cli.config.write import dump, json_schema
 
 __all__ = [
+    "SCHEMA_LINE",
     "SECTIONS",
     "AdamOptimizer",
-    "AdamWOptimizer",
-    "CnnModel",
-    "CnnSequentialModel",
     "Config",
     "ConfigError",
-    "ConstantScheduler",
-    "CosineScheduler",
-    "DataConfig",
     "Flag",
-    "ImageData",
     "Loaded",
-    "LogisticModel",
-    "LossConfig",
     "MlpModel",
-    "ModelConfig",
-    "MultiStepScheduler",
-    "OptimizerConfig",
-    "Position",
-    "Preset",
-    "Problem",
     "Reference",
-    "ReferenceRun",
-    "RmspropOptimizer",
-    "SchedulerConfig",
-    "ScratchModel",
-    "ScratchSgdOptimizer",
     "SgdOptimizer",
-    "StepScheduler",
-    "SyntheticData",
-    "TensorNetModel",
-    "TrainConfig",
     "dump",
     "find_preset",
     "json_schema",

@@ -1,23 +1,14 @@
-"""What the command line says about a config, put into the document before it is validated."""
+"""What the command line says about a config, as values by dotted key."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from mnist_cli.config.check import CONFLICT
-from mnist_cli.config.document import (
-    Node,
-    NotASectionError,
-    Position,
-    Problem,
-    Source,
-    parse,
-    placed,
-    plain,
-    quoted,
-)
-from mnist_cli.config.trials import displaced
+from mnist_cli.config.document import Document, Path, Problem, parse, quoted
 from mnist_cli.config.values import parse_values
+
+_LEAD = "command line: "
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,123 +23,80 @@ class Flag:
     """The value: of a setting in YAML, of an axis as a list (see `values.parse_values`)."""
 
 
-class _Word(NamedTuple):
-    """A key on the command line, and where its value starts."""
+class Given(NamedTuple):
+    """What the command line says: an axis has the key `sweep.KEY`."""
 
-    source: Source
-    path: tuple[tuple[str, Position], ...]
-    start: int
-
-    @property
-    def key(self) -> str:
-        return ".".join(part for part, _ in self.path)
+    values: dict[str, object]
+    places: dict[str, str]
+    """The argument, in words, that each key comes from."""
+    problems: list[Problem]
 
 
-class CommandLine:
-    """Puts the command line into a document, and notes what is wrong with it.
+def read_arguments(overrides: Iterable[str], flags: Iterable[Flag], axes: Iterable[Flag]) -> Given:
+    """Reads the command line; what it says twice must agree.
 
     Args:
-        problems: gets what is wrong.
+        overrides: `KEY=VALUE`, with a dotted key and a value in YAML.
+        flags: options that set one setting each.
+        axes: options that give the values of one axis each.
     """
+    given = Given({}, {}, [])
+    for option in (*flags, *(Flag("", None, override) for override in overrides)):
+        _read(option, given, is_axis=False)
+    for option in axes:
+        _read(option, given, is_axis=True)
+    for key, place in given.places.items():
+        section, _, name = key.partition(".")
+        outer = given.values.get(section)
+        outer = {"name": outer} if isinstance(outer, str) else outer
+        if name and isinstance(outer, dict) and name in outer:
+            _agree(given, key, given.values[key], place, section, outer[name])
+        for other in given.places if section == "sweep" and name else ():
+            if other == name or other.startswith(f"{name}."):
+                told = f"is swept, but {given.places[other].removeprefix(_LEAD)} sets it, or a part"
+                given.problems.append(Problem(_path(key), told, CONFLICT, place))
+    return given
 
-    def __init__(self, problems: list[Problem]) -> None:
-        self.problems = problems
-        self.set: list[str] = []
-        self.swept: list[str] = []
-        self.count = 0
 
-    def applied(
-        self,
-        root: Node,
-        overrides: Iterable[str],
-        flags: Iterable[Flag],
-        axes: Iterable[Flag],
-    ) -> Node:
-        """The document with everything that the command line says."""
-        options = [*flags, *(Flag("", None, override) for override in overrides)]
-        pairs = [(word, self.value(word)) for option in options if (word := self.word(option))]
-        self.set = list(dict.fromkeys(word.key for word, _ in pairs))
-        root = displaced(
-            root, [word.key for word, node in pairs if node and node.value is not None]
+def _read(option: Flag, given: Given, *, is_axis: bool) -> None:
+    """Notes what an option says."""
+    argument = f"{option.flag} {option.text}".strip()
+    place = f"{_LEAD}{argument if len(argument) <= 100 else f'{argument[:100]}...'}"
+    key, equals, text = option.text.partition("=")
+    if option.key is not None:
+        key, text = option.key, option.text
+    elif not equals or not all(key.removeprefix("sweep.").split(".")):
+        told = "must be KEY=VALUE, like optimizer.lr=1e-2"
+        given.problems.append(Problem((), told, place=place))
+        return
+    key = f"sweep.{key}" if is_axis else key
+    if is_axis:  # `--seeds 3` is three of them
+        document = parse_values(text, place, count=option.flag == "--seeds")
+    elif key == "name" and text:  # always text, and all of it: a run may well be called 7
+        document = Document(text, {}, [])
+    elif text.strip():
+        document = parse(text, place)
+    else:
+        document = Document(None, {}, [Problem((), "has no value (null stands for none)")])
+    given.problems.extend(
+        problem._replace(path=(*_path(key), *problem.path), place=place)
+        for problem in document.problems
+    )
+    if key in given.values:
+        _agree(given, key, document.values, place, key, given.values[key])
+    elif document.values or not document.problems:
+        given.values[key], given.places[key] = document.values, place
+
+
+def _agree(
+    given: Given, key: str, value: object, place: str, other: str, other_value: object
+) -> None:
+    if value != other_value:
+        told = (
+            f"is {quoted(value)} here, but {given.places[other].removeprefix(_LEAD)} says otherwise"
         )
-        # Whole sections first: then `optimizer.lr=0.1 optimizer=sgd` means both, in any order.
-        for word, node in sorted(pairs, key=lambda pair: len(pair[0].path)):
-            root = self.merged(root, word, node) if node else root
-        words = {word.key: word for word, _ in pairs}
-        for axis in axes:
-            if not (word := self.word(axis)):
-                continue
-            if twice := words.get(word.key):
-                given = quoted(twice.source.text)
-                self.conflict(word, f"is set by {given} and cannot be swept too")
-            count = axis.flag == "--seeds"  # `--seeds 3` is three of them
-            key = f"sweep.{word.key}"
-            node = parse_values(word.source, word.start, key, self.problems, count=count)
-            where = word.path[0][1]
-            self.swept.append(word.key)
-            swept = word._replace(path=(("sweep", where), (word.key, where)))
-            if node:
-                root = self.merged(root, swept, node, again="is swept")
-        return root
+        given.problems.append(Problem(_path(key), told, CONFLICT, place))
 
-    def word(self, option: Flag) -> _Word | None:
-        """The key of an option, or None if it has none."""
-        self.count += 1
-        lead = f"{option.flag} " if option.flag else ""
-        source = Source("command line", lead + option.text, self.count)
-        if option.key is not None:
-            where = Position(source, 0, len(option.flag))
-            return _Word(source, tuple((p, where) for p in option.key.split(".")), len(lead))
-        key, equals, _ = option.text.partition("=")
-        whole = Position(source, len(lead), len(source.text))
-        parts = key.split(".", 1) if key.startswith("sweep.") else key.split(".")
-        path, at = [], len(lead)
-        for part in parts:
-            path.append((part, Position(source, at, at + len(part))))
-            at += len(part) + 1
-        if not equals:
-            self.problems.append(Problem(whole, "", "must be KEY=VALUE, like optimizer.lr=1e-2"))
-        elif not all(parts):
-            self.problems.append(Problem(whole, "", "the key before '=' is missing or incomplete"))
-        else:
-            return _Word(source, tuple(path), at)
-        return None
 
-    def value(self, word: _Word) -> Node | None:
-        """The value after a key, or None if it cannot be read."""
-        text = word.source.text[word.start :]
-        if text and word.key == "name":  # always text, and all of it: a run may well be called 7
-            return Node(text, Position(word.source, word.start, len(word.source.text)))
-        if text.strip():
-            return parse(word.source, self.problems, word.start, key=word.key)
-        message = f"has no value; {word.key}=null stands for none"
-        if word.key == "name":
-            message = "has no value"
-        where = Position(word.source, 0, len(word.source.text))
-        self.problems.append(Problem(where, word.key, message))
-        return None
-
-    def merged(self, root: Node, word: _Word, node: Node, again: str = "") -> Node:
-        """The document with one value in its place, unless the command line has set it already."""
-        old: Node | None = root
-        for part, _ in word.path:
-            inner = old.value.get(part) if old and isinstance(old.value, dict) else None
-            bare = old and part == "name" and isinstance(old.value, str)
-            old = old if bare else inner
-        if old and old.where and old.where.source.argument:
-            given = quoted(old.where.source.text)
-            if again:
-                self.conflict(word, f"{again} by {given} too; give its values once")
-            elif plain(old) != plain(node):
-                self.conflict(word, f"is {quoted(plain(node))} here, but {given} says otherwise")
-            return root
-        try:
-            return placed(root, word.path, node)
-        except NotASectionError as error:
-            self.problems.append(Problem(word.path[0][1], word.key, str(error)))
-            return root
-
-    def conflict(self, word: _Word, message: str) -> None:
-        """Notes that the command line says two things about one key."""
-        where = Position(word.source, word.path[0][1].start, len(word.source.text))
-        self.problems.append(Problem(where, word.key, message, CONFLICT))
+def _path(key: str) -> Path:
+    return tuple(key.split(".", 1))

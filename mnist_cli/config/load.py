@@ -1,20 +1,31 @@
 """From a file and a command line to one validated config, or to everything that is wrong in them.
 
-Overrides are put into the document before its one validation, so that a value is checked in the
-same way, and shown where it was written, wherever it comes from.
+Overrides are put into the values of the file before their one validation, so that a value is
+checked in the same way, and its place told, wherever it comes from.
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
-from mnist_cli.config.check import UNKNOWN, check
-from mnist_cli.config.command_line import CommandLine, Flag
-from mnist_cli.config.document import ConfigError, Node, Problem, Source, parse, plain, quoted
+from mnist_cli.config.check import CONFLICT, check, check_section
+from mnist_cli.config.command_line import Flag, Given, read_arguments
+from mnist_cli.config.document import (
+    KEY,
+    ConfigError,
+    Document,
+    Path,
+    Place,
+    Problem,
+    parse,
+    quoted,
+)
 from mnist_cli.config.presets import MAX_BYTES, find, read
 from mnist_cli.config.schema import SECTIONS, Config
-from mnist_cli.config.trials import checked_sweep, checked_whens
+from mnist_cli.config.trials import check_axis, merged
+
+MAX_RUNS = 10_000
 
 # Settings that make another run of the same experiment and not another experiment.
 REPEATS = ("train.seed", "train.device", "train.compile", "data.seed")
@@ -25,13 +36,15 @@ class Loaded:
     """A config and where it comes from."""
 
     config: Config
-    origin: str
+    origin: str = ""
     """The path as it was given, or the preset's name."""
-    is_preset: bool
-    changed: tuple[str, ...]
+    is_preset: bool = False
+    changed: tuple[str, ...] = ()
     """Dotted keys that the command line sets, in its order."""
-    reference_dropped_by: tuple[str, ...]
+    reference_dropped_by: tuple[str, ...] = ()
     """Settings by which this is no longer the experiment that the published figures are of."""
+    axes_dropped: tuple[str, ...] = ()
+    """Axes of the file inside a section that the command line sweeps as a whole."""
 
 
 def load(
@@ -53,11 +66,13 @@ def load(
         UsageError: there is no such config, or it cannot be read.
     """
     found = find(config)
-    source = read(found.path, found.path.name if found.is_preset else found.origin)
-    command_line, result, dropped = _read(source, overrides, flags, axes)
-    if result.name is None:
-        result = result.model_copy(update={"name": found.name})
-    return Loaded(result, found.origin, found.is_preset, tuple(command_line.set), dropped)
+    name = found.path.name if found.is_preset else found.origin
+    document = parse(read(found.path, name), name)
+    loaded = _resolved(document, read_arguments(overrides, flags, axes))
+    if loaded.config.name is None:
+        named = loaded.config.model_copy(update={"name": found.name})
+        loaded = replace(loaded, config=named)
+    return replace(loaded, origin=found.origin, is_preset=found.is_preset)
 
 
 def load_text(
@@ -74,11 +89,14 @@ def load_text(
     Raises:
         ConfigError: something in it or on the command line is wrong.
     """
-    return _read(Source(name, text), overrides, flags)[1]
+    return _resolved(parse(text, name), read_arguments(overrides, flags, ())).config
 
 
 def load_saved(
-    saved: Mapping[str, Any], name: str, overrides: Sequence[str] = (), flags: Sequence[Flag] = ()
+    saved: Mapping[str, object],
+    name: str,
+    overrides: Sequence[str] = (),
+    flags: Sequence[Flag] = (),
 ) -> Config:
     """Reads a config from plain values, such as those in a checkpoint, which nobody vouches for.
 
@@ -91,101 +109,117 @@ def load_saved(
     Raises:
         ConfigError: something in it or on the command line is wrong.
     """
-    try:
-        text = json.dumps(saved, ensure_ascii=False, indent=1)  # which is YAML
-        if len(text) > MAX_BYTES:
+    try:  # whether they are plain, and as many as a config has
+        if len(json.dumps(saved)) > MAX_BYTES:
             raise ValueError("longer than any config")
     except (TypeError, ValueError, RecursionError) as error:
-        raise ConfigError([Problem(None, "", f"{name}: this is not a config")]) from error
-    return load_text(text, name, overrides, flags)
+        raise ConfigError([Problem((), "this is not a config", place=name)]) from error
+    document = Document(dict(saved), {(): name}, [])
+    return _resolved(document, read_arguments(overrides, flags, ())).config
 
 
-def _read(
-    source: Source,
-    overrides: Iterable[str] = (),
-    flags: Iterable[Flag] = (),
-    axes: Iterable[Flag] = (),
-) -> tuple[CommandLine, Config, tuple[str, ...]]:
-    """What the command line says, the config that results, and what dropped its reference."""
-    problems: list[Problem] = []
-    root = _document(source, problems)
-    command_line = CommandLine(problems)
-    merged = command_line.applied(root or Node({}), overrides, flags, axes)
-    if root is None:
-        raise ConfigError(problems)
-    before, _ = check(root)
-    # The published figures belong to the file as it is, so they are checked against that.
-    result = _validated(merged, root if before else merged, problems)
-    if result.reference is None or any(key.startswith("reference") for key in command_line.set):
-        return command_line, result, ()
-    dropped = _changes(before, result, command_line)
-    if dropped:
-        result = result.model_copy(update={"reference": None})
-    return command_line, result, dropped
-
-
-def _document(source: Source, problems: list[Problem]) -> Node | None:
-    """The mapping that a config is, or None if it cannot be read."""
-    root = parse(source, problems)
-    if root is None or isinstance(root.value, dict):
-        return root
-    if root.value is not None:
-        problems.append(Problem(root.where, "", f"must be sections, got {quoted(plain(root))}"))
-        return None
-    return replace(root, value={})
-
-
-def _validated(root: Node, published: Node, problems: list[Problem]) -> Config:
-    """The config that a document is, the values of its sweep and reference made the schema's own.
-
-    Args:
-        root: the whole document.
-        published: the document that the published figures are of.
-        problems: what is wrong already.
+def _resolved(document: Document, given: Given) -> Loaded:
+    """The config that a document and a command line make.
 
     Raises:
-        ConfigError: there are problems, old or new.
+        ConfigError: there are problems in either.
     """
-    result, found = check(root)
-    sweep = checked_sweep(root, found)
-    whens = checked_whens(root.value.get("reference"), published, found)
-    # What has been reported as unreadable need not be reported as invalid too.
-    known = {(p.where.source, p.where.start) for p in problems if p.where}
-    problems += [p for p in found if not p.where or (p.where.source, p.where.start) not in known]
+    problems = [*document.problems, *given.problems]
+    file = {} if document.values is None and not document.problems else document.values
+    if not isinstance(file, dict):
+        told = Problem((), f"must be sections, got {quoted(file)}", place=document.places.get(()))
+        problems += [] if document.problems else [told]
+        raise ConfigError(problems)
+    values = merged(file, given.values)
+    dropped = _drop_inner_axes(values.get("sweep"), given, problems)
+    result, found = check(values)
+    problems += found
+    sweep = _checked_sweep(values, problems)
     if result is None or problems:
-        raise ConfigError(problems, _hint(root, problems))
-    update: dict[str, Any] = {"sweep": sweep}
-    if result.reference:
-        pairs = zip(result.reference.runs, whens, strict=True)
-        runs = tuple(run.model_copy(update={"when": when}) for run, when in pairs)
-        update["reference"] = result.reference.model_copy(update={"runs": runs})
-    return result.model_copy(update=update)
+        places = (p.place or _place(p, document.places, given) for p in problems)
+        raise ConfigError(p._replace(place=at) for p, at in zip(problems, places, strict=True))
+    changes = _changes(file, result, sweep, given)
+    update = {"sweep": sweep, "reference": None if changes else result.reference}
+    changed = tuple(key for key in given.values if not key.startswith("sweep."))
+    result = result.model_copy(update=update)
+    return Loaded(result, changed=changed, reference_dropped_by=changes, axes_dropped=dropped)
 
 
-def _changes(before: Config | None, after: Config, command_line: CommandLine) -> tuple[str, ...]:
-    """The settings by which `after` is another experiment than the one with published figures."""
-    runs = after.reference.runs if after.reference else ()
-    free = {*REPEATS, *(key for run in runs for key in run.when)}
-    new = dict(after.settings())
-    if before is None:  # only the command line makes it valid: there are no old values to compare
-        keys = [key for key in command_line.set if key.split(".")[0] in SECTIONS]
-    else:
-        old = dict(before.settings())
-        keys = [key for key in {**new, **old} if old.get(key) != new.get(key)]
-        free |= before.sweep.keys()
-    swept = ((key, after.sweep[key]) for key in command_line.swept)
-    keys += [key for key, values in swept if any(value != new.get(key) for value in values)]
+def _drop_inner_axes(sweep: object, given: Given, problems: list[Problem]) -> tuple[str, ...]:
+    """Takes the file's axes out that are inside a section which the command line sweeps whole.
+
+    Where both are said in the same place, that is a problem.
+    """
+    if not isinstance(sweep, dict):
+        return ()
+    dropped = []
+    for key in [key for key in sweep if "." in key and key.partition(".")[0] in sweep]:
+        section = key.partition(".")[0]
+        if f"sweep.{section}" in given.values and f"sweep.{key}" not in given.values:
+            dropped.append(key)
+            del sweep[key]
+        else:
+            told = f"is swept, but the whole {section} is swept too: give one of the two"
+            problems.append(Problem(("sweep", key, KEY), told, CONFLICT))
+    return tuple(dropped)
+
+
+def _checked_sweep(
+    values: Mapping[str, object], problems: list[Problem]
+) -> dict[str, tuple[object, ...]]:
+    """The axes of the sweep, their values as the schema makes them.
+
+    Args:
+        values: those of the whole config.
+        problems: what the schema says of it; gets what else is wrong with its sweep.
+    """
+    sweep = values.get("sweep")
+    wrong = {problem.path[:2] for problem in problems if len(problem.path) <= 3}
+    axes = {
+        key: items
+        for key, items in (sweep.items() if isinstance(sweep, dict) else ())
+        if isinstance(items, list) and ("sweep", key) not in wrong
+    }
+    runs = math.prod(map(len, axes.values()))
+    if runs > MAX_RUNS:
+        told = f"makes {runs:,} runs, and at most {MAX_RUNS:,} can be"
+        problems.append(Problem(("sweep",), told, CONFLICT))
+        return {}
+    return {key: check_axis(values, key, items, problems) for key, items in axes.items()}
+
+
+def _place(problem: Problem, places: Mapping[Path, Place], given: Given) -> Place | None:
+    """Where a setting comes from: the argument, or the place in the file, or in the nearest one."""
+    path, (section, *_) = problem.path, problem.path or ("",)
+    arguments = [key for key in (".".join(map(str, path[:2])), section) if key in given.places]
+    if len(path) == 1 or problem.kind == "missing":  # what was set in the section is the cause
+        arguments += [key for key in given.places if key.startswith(f"{section}.")]
+    if arguments:
+        return given.places[str(arguments[0])]
+    while path and path not in places:
+        path = path[:-1]
+    at_key = problem.kind in ("extra_forbidden", "missing", "value_error")
+    return (places.get((*path, KEY)) if at_key else None) or places.get(path)
+
+
+def _changes(
+    file: Mapping[str, object],
+    result: Config,
+    sweep: Mapping[str, tuple[object, ...]],
+    given: Given,
+) -> tuple[str, ...]:
+    """The settings by which a config is another experiment than the one with published figures."""
+    if result.reference is None or any(key.startswith("reference") for key in given.values):
+        return ()
+    touched = {key.partition(".")[0] for key in given.values} & SECTIONS.keys()
+    parts = {section: check_section(section, file.get(section, {}))[0] for section in touched}
+    before = result.model_copy(update={key: part for key, part in parts.items() if part})
+    old, new = dict(before.settings()), dict(result.settings())
+    keys = [key for key in {**new, **old} if old.get(key) != new.get(key)]
+    for key, values in sweep.items():
+        if f"sweep.{key}" in given.values and any(value != new.get(key) for value in values):
+            keys.append(key)
+    swept = file.get("sweep")
+    free = {*REPEATS, *(swept if isinstance(swept, dict) else ())}
+    free |= {key for run in result.reference.runs for key in run.when}
     return tuple(key for key in dict.fromkeys(keys) if key not in free)
-
-
-def _hint(root: Node, problems: Iterable[Problem]) -> str | None:
-    """How to choose another variant on the command line, if the file's settings do not fit it."""
-    for problem in problems:
-        section, _, setting = problem.key.partition(".")
-        node = root.value.get(section)
-        if problem.kind == UNKNOWN and setting and node and isinstance(node.value, dict):
-            name = node.value.get("name")
-            in_file = problem.where is None or not problem.where.source.argument
-            if name and name.where and name.where.source.argument and in_file:
-                return f"give the whole section instead: '{section}={{name: {name.value}, ...}}'"
-    return None

@@ -1,16 +1,18 @@
 """The configs that come with the package, and how `--config X` finds one."""
 
+import os
 import re
-import stat
+from difflib import get_close_matches
 from pathlib import Path
 from typing import NamedTuple
 
-from mnist_cli.config.check import nearest
-from mnist_cli.config.document import ConfigError, Position, Problem, Source, printable
+from mnist_cli.config.document import printable
 from mnist_cli.config.schema import RESERVED_NAME
 from mnist_cli.errors import UsageError
 
 DEFAULT = "mlp"
+SCHEMA_LINE = "# yaml-language-server: $schema=schema.json\n"
+"""By the first line of a shipped config editors find the schema that is beside it."""
 MAX_BYTES = 300_000
 
 
@@ -19,7 +21,12 @@ class Preset(NamedTuple):
 
     name: str
     path: Path
-    description: str
+
+    @property
+    def description(self) -> str:
+        """The first line of its file, a comment."""
+        text = self.path.read_text("utf-8").removeprefix(SCHEMA_LINE)
+        return text.partition("\n")[0].removeprefix("# ")
 
 
 class Found(NamedTuple):
@@ -38,31 +45,26 @@ class Found(NamedTuple):
 
 
 def presets() -> list[Preset]:
-    """The presets by name, each with the first comment of its file that is about it."""
-    found = []
-    for name, path in _paths().items():
-        lines = path.read_text("utf-8").splitlines()
-        comments = (line[1:].strip() for line in lines if line.startswith("#"))
-        about = next((text for text in comments if not text.startswith("yaml-")), "")
-        found.append(Preset(name, path, about))
-    return found
+    """The presets by name: inside an installed package, beside it in a checkout."""
+    package = Path(__file__).parents[1]
+    inside = package / "configs"
+    folder = inside if inside.is_dir() else package.parent / "configs"
+    return [Preset(path.stem, path) for path in sorted(folder.glob("*.yaml"))]
 
 
 def find_preset(name: str) -> Preset:
-    """The preset of a name.
+    """The preset of a name, with or without its `.yaml`.
 
     Raises:
         UsageError: there is none.
     """
-    listed = presets()
-    for preset in listed:
-        if preset.name == name.removesuffix(".yaml"):
-            return preset
-    names = [preset.name for preset in listed]
-    near = nearest(name, names)
+    known = {preset.name: preset for preset in presets()}
+    if preset := known.get(name.removesuffix(".yaml")):
+        return preset
+    near = get_close_matches(name[:100], known, n=1)
     raise UsageError(
-        f"there is no preset {name!r}; there are {', '.join(names)}",
-        hint=f"did you mean {near}?" if near else None,
+        f"there is no preset {name!r}; there are {', '.join(known)}",
+        hint=f"did you mean {near[0]}?" if near else None,
     )
 
 
@@ -72,26 +74,21 @@ def find(config: str | None) -> Found:
     Raises:
         UsageError: there is neither, or it is no regular file.
     """
-    path = Path(DEFAULT if config is None else config)
-    kind = None if config is None else _kind(path)
-    if kind == "a file":
-        return Found(path, str(config), is_preset=False)
-    known = _paths()
-    name = str(path).removesuffix(".yaml")
-    if name in known:
-        return Found(known[name], name, is_preset=True)
-    if kind:
-        raise UsageError(f"{config!r} is {kind}, not a config")
-    near = nearest(str(path), [*known, *_beside(path)])
-    raise UsageError(
-        f"there is no config {config!r}: no file {printable(str(path.absolute()))}, "
-        f"and the presets are {', '.join(known)}",
-        hint=f"did you mean {near}?" if near else None,
-    )
+    if config is not None and os.path.isfile(config):  # noqa: PTH113 - a Path's raises
+        return Found(Path(config), config, is_preset=False)
+    try:
+        preset = find_preset(DEFAULT if config is None else config)
+    except UsageError as error:
+        if config == "" or os.path.lexists(config or ""):
+            raise UsageError(f"{config!r} is no regular file, so no config") from None
+        where = printable(str(Path(config or "").absolute()))
+        told = f"there is no config {config!r}: no file {where}, and {error.message}"
+        raise UsageError(told, error.hint) from None
+    return Found(preset.path, preset.name, is_preset=True)
 
 
-def read(path: Path, name: str) -> Source:
-    """The text of a config.
+def read(path: Path, name: str) -> str:
+    """The text of a config: bytes that are no UTF-8 are surrogates.
 
     Args:
         path: a regular file.
@@ -99,7 +96,6 @@ def read(path: Path, name: str) -> Source:
 
     Raises:
         UsageError: it cannot be read, or is larger than any config.
-        ConfigError: it is not UTF-8 text.
     """
     try:
         with path.open("rb") as file:
@@ -108,42 +104,4 @@ def read(path: Path, name: str) -> Source:
         raise UsageError(f"{name} cannot be read: {error.strerror}") from error
     if len(data) > MAX_BYTES:
         raise UsageError(f"{name} is larger than {MAX_BYTES:,} bytes, which no config is")
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        at = len(error.object[: error.start].decode())
-        source = Source(name, error.object.decode(errors="replace"))
-        message = f"the byte 0x{error.object[error.start]:02x} is not UTF-8 text"
-        raise ConfigError([Problem(Position(source, at, at + 1), "", message)]) from error
-    return Source(name, text.replace("\r\n", "\n").replace("\r", "\n"))
-
-
-def _folder() -> Path:
-    """Where the presets are: inside an installed package, beside it in a checkout."""
-    package = Path(__file__).parents[1]
-    inside = package / "configs"
-    return inside if inside.is_dir() else package.parent / "configs"
-
-
-def _paths() -> dict[str, Path]:
-    """The files of the presets by name."""
-    return {path.stem: path for path in sorted(_folder().glob("*.yaml"))}
-
-
-def _kind(path: Path) -> str | None:
-    """What stands at a path, without opening it: a pipe would block. None if there is nothing."""
-    try:
-        mode = path.stat().st_mode
-    except (OSError, ValueError):
-        return None
-    if stat.S_ISREG(mode):
-        return "a file"
-    return "a folder" if stat.S_ISDIR(mode) else "a pipe or a device"
-
-
-def _beside(path: Path) -> list[str]:
-    """The YAML files where a path points, as it would name them."""
-    try:
-        return [str(path.with_name(other.name)) for other in path.parent.glob("*.yaml")]
-    except (OSError, ValueError):
-        return []
+    return data.decode("utf-8-sig", errors="surrogateescape")

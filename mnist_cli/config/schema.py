@@ -7,6 +7,8 @@ another variant is an error and not a value that nothing reads.
 
 import re
 from collections.abc import Iterator
+from difflib import get_close_matches
+from functools import cache
 from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import (
@@ -32,10 +34,8 @@ Interval = Annotated[
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$"
 RESERVED_NAME = re.compile(r"(con|prn|aux|nul|(com|lpt)[0-9])", re.IGNORECASE)
+TEXT_PATTERN = r"^[^\x00-\x1f\x7f-\x9f\u2028\u2029\ufffe\uffff]*$"
 DEVICE_PATTERN = r"^(auto|cpu|cuda(:\d{1,3})?)$"
-
-# The sections that hold the settings of an experiment; the rest of a config is about them.
-SECTIONS = ("data", "model", "loss", "optimizer", "scheduler", "train")
 
 
 class Section(BaseModel):
@@ -53,7 +53,7 @@ class Section(BaseModel):
 # ---------------------------------------------------------------------------------------- data
 
 
-class _Data(Section):
+class _AnyData(Section):
     name: str
     split: Literal["pooled", "holdout", "official"] = "pooled"
     """`pooled`: all images shuffled, then 80/10/10 for train/val/test. `holdout`: the last official
@@ -69,14 +69,14 @@ class _Data(Section):
     """Whether pixels are scaled from 0..255 to 0..1."""
 
 
-class ImageData(_Data):
+class ImageData(_AnyData):
     """A published data set of images."""
 
     name: Literal["mnist", "fashion_mnist", "kmnist", "cifar10"] = "mnist"
     """Which data set."""
 
 
-class SyntheticData(_Data):
+class SyntheticData(_AnyData):
     """Small learnable images generated from `seed`, for tests and for work without data."""
 
     name: Literal["synthetic"]
@@ -96,7 +96,7 @@ class LogisticModel(Section):
 class MlpModel(Section):
     """A multi-layer perceptron."""
 
-    name: Literal["mlp"]
+    name: Literal["mlp"] = "mlp"
     depth: Positive = 2
     """Number of linear layers."""
     width: Positive = 32
@@ -176,7 +176,7 @@ class TensorNetModel(Section):
 class LossConfig(Section):
     """The loss of a batch."""
 
-    name: Literal["cross_entropy", "nll", "scratch_nll", "scratch_cross_entropy"]
+    name: Literal["cross_entropy", "nll", "scratch_nll", "scratch_cross_entropy"] = "cross_entropy"
     """`cross_entropy` on logits, or `nll` on their log-softmax: the same numbers. `scratch_nll` is
     `nll` by tensor operations alone; `scratch_cross_entropy` is on their softmax, likewise."""
     reduction: Literal["mean", "sum"] = "mean"
@@ -215,7 +215,7 @@ class _AdamLike(Section):
 class AdamOptimizer(_AdamLike):
     """`torch.optim.Adam`."""
 
-    name: Literal["adam"]
+    name: Literal["adam"] = "adam"
 
 
 class AdamWOptimizer(_AdamLike):
@@ -250,7 +250,7 @@ class ScratchSgdOptimizer(Section):
 class ConstantScheduler(Section):
     """The learning rate stays as it is."""
 
-    name: Literal["constant"]
+    name: Literal["constant"] = "constant"
 
 
 class StepScheduler(Section):
@@ -331,10 +331,19 @@ Figure = Annotated[
 Published = dict[Metric, Figure]
 
 
+def _is_setting(key: str) -> str:
+    if key not in setting_keys():
+        raise ValueError(f"is no setting{suggestion(key)}")
+    return key
+
+
+SettingKey = Annotated[str, AfterValidator(_is_setting)]
+
+
 class ReferenceRun(Section):
     """The published figures of one run: a number is the last epoch's, a list has one per epoch."""
 
-    when: dict[str, Any] = Field(default_factory=dict)
+    when: dict[SettingKey, Any] = {}
     """Settings by which a run is recognised as this one, e.g. {optimizer.lr: 1e-3}."""
     figures: Published
     tolerance: dict[Metric, NonNegative] | None = None
@@ -345,47 +354,81 @@ class ReferenceRun(Section):
 class Reference(Section):
     """Figures somebody published for this experiment, shown beside the measured ones."""
 
-    source: str
+    source: Annotated[str, Field(pattern=TEXT_PATTERN)]
     """Where the figures come from."""
-    tolerance: dict[Metric, NonNegative] = Field(default_factory=dict)
+    tolerance: dict[Metric, NonNegative] = {}
     """How far a measured figure may lie from the published one (absolute)."""
     runs: Annotated[tuple[ReferenceRun, ...], Field(strict=False)] = ()
-    best: Published = Field(default_factory=dict)
+    best: Published = {}
     """Figures of the sweep's winner."""
 
 
 # --------------------------------------------------------------------------------------- whole
 
 
-def _named(default: str) -> BeforeValidator:
-    """Lets a section be its bare name (`model: logistic`), and names a section that has no name."""
+def _kinds(union: object) -> dict[str, type[Section]]:
+    kinds: dict[str, type[Section]] = {}
+    for kind in get_args(union) or (union,):
+        name = kind.model_fields.get("name")
+        kinds |= dict.fromkeys(get_args(name.annotation) if name else ("",), kind)
+    return kinds
 
-    def fill(value: Any) -> Any:
+
+def _named(default: str, union: object) -> BeforeValidator:
+    """Lets a section be its bare name (`model: logistic`), and names a section that has no name."""
+    bare = [
+        name
+        for name, kind in _kinds(union).items()
+        if not any(field.is_required() for key, field in kind.model_fields.items() if key != "name")
+    ]
+
+    def fill(value: object) -> object:
         if isinstance(value, str):
             return {"name": value}
-        if isinstance(value, dict):
-            return {"name": default, **value}
-        return value
+        return {"name": default, **value} if isinstance(value, dict) else value
 
-    return BeforeValidator(fill)
+    name = Annotated[str, Field(json_schema_extra={"enum": bare})]
+    return BeforeValidator(fill, json_schema_input_type=name | union)
 
 
-DataConfig = Annotated[ImageData | SyntheticData, Field(discriminator="name"), _named("mnist")]
-ModelConfig = Annotated[
-    LogisticModel | MlpModel | CnnModel | CnnSequentialModel | ScratchModel | TensorNetModel,
-    Field(discriminator="name"),
-    _named("mlp"),
-]
-OptimizerConfig = Annotated[
-    SgdOptimizer | AdamOptimizer | AdamWOptimizer | RmspropOptimizer | ScratchSgdOptimizer,
-    Field(discriminator="name"),
-    _named("adam"),
-]
-SchedulerConfig = Annotated[
-    ConstantScheduler | StepScheduler | MultiStepScheduler | CosineScheduler,
-    Field(discriminator="name"),
-    _named("constant"),
-]
+_Data = ImageData | SyntheticData
+_Model = LogisticModel | MlpModel | CnnModel | CnnSequentialModel | ScratchModel | TensorNetModel
+_Optimizer = SgdOptimizer | AdamOptimizer | AdamWOptimizer | RmspropOptimizer | ScratchSgdOptimizer
+_Scheduler = ConstantScheduler | StepScheduler | MultiStepScheduler | CosineScheduler
+_NAME = Field(discriminator="name")
+
+DataConfig = Annotated[_Data, _NAME, _named("mnist", _Data)]
+ModelConfig = Annotated[_Model, _NAME, _named("mlp", _Model)]
+LossSection = Annotated[LossConfig, _named("cross_entropy", LossConfig)]
+OptimizerConfig = Annotated[_Optimizer, _NAME, _named("adam", _Optimizer)]
+SchedulerConfig = Annotated[_Scheduler, _NAME, _named("constant", _Scheduler)]
+
+# The sections that hold the settings of an experiment; the rest of a config is about them.
+SECTIONS: dict[str, Any] = {
+    "data": DataConfig,
+    "model": ModelConfig,
+    "loss": LossSection,
+    "optimizer": OptimizerConfig,
+    "scheduler": SchedulerConfig,
+    "train": TrainConfig,
+}
+
+
+@cache
+def setting_keys() -> tuple[str, ...]:
+    """The whole sections, and the dotted key of every setting of every variant."""
+    kinds = [(section, kind) for section in SECTIONS for kind in variants(section).values()]
+    keys = [f"{section}.{name}" for section, kind in kinds for name in kind.model_fields]
+    return (*SECTIONS, *dict.fromkeys(keys))
+
+
+def suggestion(key: str) -> str:
+    """A clause that names the settings most similar to a key, or nothing."""
+    names = dict.fromkeys(known.rpartition(".")[2] for known in setting_keys())
+    near = get_close_matches(key.rpartition(".")[2][:100], names, n=1)
+    found = [known for known in setting_keys() if [known.rpartition(".")[2]] == near]
+    own = [known for known in found if known.startswith(f"{key.partition('.')[0]}.")]
+    return f"; did you mean {' or '.join(map(repr, own or found))}?" if found else ""
 
 
 def _not_reserved(name: str) -> str:
@@ -400,14 +443,12 @@ class Config(Section):
     name: Annotated[str, Field(pattern=NAME_PATTERN), AfterValidator(_not_reserved)] | None = None
     """What its runs are called (the file's name, if not given)."""
     data: DataConfig = ImageData()
-    model: ModelConfig = MlpModel(name="mlp")
-    loss: Annotated[LossConfig, _named("cross_entropy")] = LossConfig(name="cross_entropy")
-    optimizer: OptimizerConfig = AdamOptimizer(name="adam")
-    scheduler: SchedulerConfig = ConstantScheduler(name="constant")
+    model: ModelConfig = MlpModel()
+    loss: LossSection = LossConfig()
+    optimizer: OptimizerConfig = AdamOptimizer()
+    scheduler: SchedulerConfig = ConstantScheduler()
     train: TrainConfig = TrainConfig()
-    sweep: dict[str, Annotated[tuple[Any, ...], Field(strict=False, min_length=1)]] = Field(
-        default_factory=dict
-    )
+    sweep: dict[SettingKey, Annotated[tuple[Any, ...], Field(strict=False, min_length=1)]] = {}
     """Dotted settings and the values each takes; `mnist sweep` runs every combination."""
     reference: Reference | None = None
 
@@ -430,9 +471,4 @@ class Config(Section):
 
 def variants(section: str) -> dict[str, type[Section]]:
     """What a section of an experiment may be: classes by name (`train` has no name: one, by "")."""
-    annotation = Config.model_fields[section].annotation
-    kinds: dict[str, type[Section]] = {}
-    for kind in get_args(annotation) or (annotation,):
-        name = kind.model_fields.get("name")
-        kinds |= dict.fromkeys(get_args(name.annotation) if name else ("",), kind)
-    return kinds
+    return _kinds(Config.model_fields[section].annotation)

@@ -3,6 +3,7 @@
 import os
 import tempfile
 import time
+import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -50,107 +51,90 @@ def bomb(first: str, each: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-TAG = "model: !!python/object/apply:os.system ['touch ran']\n"
+# What it is, and a word of what is said of it.
 HOSTILE: dict[str, tuple[str | bytes, str]] = {
-    "a tag": (TAG, "model: tags (!name) are not allowed"),
-    "a local tag": ("model: !mlp {}\n", "tags (!name) are not allowed"),
-    "a binary tag": ("name: !!binary aGk=\n", "tags (!name) are not allowed"),
+    "a tag": ("model: !!python/object/apply:os.system ['touch ran']\n", "tags"),
+    "a local tag": ("model: !mlp {}\n", "tags"),
+    "a binary tag": ("name: !!binary aGk=\n", "tags"),
     "a tag's handle": ("%TAG ! tag:yaml.org,2002:python/\n---\na: !name:os.system\n", "tags"),
-    "an alias": ("model: &m mlp\nloss: *m\n", "aliases (*name) are not allowed"),
-    "an alias of itself": ("model: &m [*m]\n", "aliases (*name) are not allowed"),
-    "laughs": (bomb("[lol]", "[{}]"), "anchors (&name) are not allowed"),
-    "merges": (bomb("{x: 1}", "{{<<: [{}]}}"), "merge keys (<<) are not allowed"),
-    "deep lists": ("a: " + "[" * 10_000 + "]" * 10_000, "more than 50 levels deep"),
-    "deep mappings": ("{a: " * 10_000 + "}" * 10_000, "more than 50 levels deep"),
-    "deep dashes": ("- " * 10_000 + "x", "more than 50 levels deep"),
-    "deep blocks": ("\n".join(" " * n + "a:" for n in range(700)), "more than 50 levels deep"),
-    "5 MB": ("# five megabytes\n" * 310_000, "is larger than 300,000 bytes, which no config is"),
-    "many values": (f"a: [{'1,' * 100_000}]", "more than 12000 values"),
-    "two documents": ("model: mlp\n---\nmodel: cnn\n", "a second document starts here"),
-    "NUL": ("model: mlp\0\n", "the character U+0000 is not allowed"),
-    "an escape": ("name: \x1b[2J\n", "the character U+001B is not allowed"),
-    "latin-1": ("name: café\n".encode("latin-1"), "the byte 0xe9 is not UTF-8 text"),
-    "UTF-16": ("model: mlp\n".encode("utf-16"), "is not UTF-8 text"),
-    "UTF-16, no mark": ("model: mlp\n".encode("utf-16-be"), "the character U+0000"),
-    "UTF-32": ("model: mlp\n".encode("utf-32"), "is not UTF-8 text"),
+    "an alias of itself": ("model: &m [*m]\n", "anchors"),
+    "laughs": (bomb("[lol]", "[{}]"), "anchors"),
+    "merges": (bomb("{x: 1}", "{{<<: [{}]}}"), "anchors"),
+    "deep lists": ("a: " + "[" * 10_000 + "]" * 10_000, "levels deep"),
+    "deep mappings": ("{a: " * 10_000 + "}" * 10_000, "levels deep"),
+    "deep dashes": ("- " * 10_000 + "x", "levels deep"),
+    "deep keys": ("? " * 10_000, "levels deep"),
+    "deep blocks": ("\n".join(" " * n + "a:" for n in range(700)), "levels deep"),
+    "5 MB": ("# five megabytes\n" * 310_000, "300,000 bytes"),
+    "many values": (f"a: [{'1,' * 100_000}]", "12000 values"),
+    "two documents": ("model: mlp\n---\nmodel: cnn\n", "another document"),
+    "NUL": ("model: mlp\0\n", "U+0000"),
+    "an escape": ("name: \x1b[2J\n", "U+001B"),
+    "latin-1": ("name: café\n".encode("latin-1"), "0xe9"),
+    "UTF-16": ("model: mlp\n".encode("utf-16"), "UTF-8"),
+    "UTF-16, no mark": ("model: mlp\n".encode("utf-16-be"), "U+0000"),
+    "UTF-32": ("model: mlp\n".encode("utf-32"), "UTF-8"),
     "a list": ("[model, mlp]\n", "must be sections"),
-    "a pickle": (b"\x80\x04}q\x00.", "is not UTF-8 text"),
-    "a long number": ("train: {seed: " + "9" * 100_000 + "}\n", "digits is too long"),
-    "a large number": (f"train: {{epochs: {'9' * 40}}}\nmodle: 1\n", "modle: unknown setting"),
+    "a pickle": (b"\x80\x04}q\x00.", "UTF-8"),
+    "a long number": ("train: {seed: " + "9" * 100_000 + "}\n", "train.seed"),
+    "a large number": (f"train: {{epochs: {'9' * 40}}}\nmodle: 1\n", "modle"),
+    "very many problems": (f"model: {{hidden: [{'0,' * 11_000}]}}", "... and 10900 more"),
 }
 
 
 @pytest.mark.parametrize("kind", list(HOSTILE))
-def test_a_hostile_config_is_refused_and_nothing_is_run(
+def test_a_hostile_config_is_refused_at_once_and_nothing_is_run(
     mnist: Mnist, tmp_path: Path, kind: str
 ) -> None:
-    content, sentence = HOSTILE[kind]
+    content, what = HOSTILE[kind]
     path = tmp_path / "work" / "x.yaml"
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     before = tree(tmp_path)
-    for argv in (("train", "--config"), ("sweep", "--config"), ("config", "check")):
+    for argv in (("train", "--config"), ("config", "check")):
+        tracemalloc.start()
+        started = time.process_time()
         ended = mnist(*argv, "x.yaml")
+        seconds = time.process_time() - started
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
         assert (ended.code, ended.out) == (2, "")
-        assert sentence in ended.err
+        assert what in ended.err
         assert "x.yaml" in ended.err
-        assert len(ended.err) < 20_000
+        assert len(ended.err) < 30_000
         assert ended.err.replace("\n", "").isprintable()
+        assert seconds < 10  # with the tracing of memory, which is most of it
+        assert peak < 100e6
     assert tree(tmp_path) == before
 
 
 @pytest.mark.parametrize(
-    ("name", "sentence"),
-    [
-        ("folder", "is a folder, not a config"),
-        ("pipe", "is a pipe or a device, not a config"),
-        ("/dev/zero", "is a pipe or a device, not a config"),
-        ("loop", "there is no config"),
-        ("x" * 300, "there is no config"),
-        ("../" * 2000, "there is no config"),
-        ("a\x1b[2Jb", "there is no config"),
-        ("", "is a folder, not a config"),
-    ],
+    "name",
+    ["folder", "pipe", "/dev/zero", "loop", "x" * 300, "../" * 2000, "a\x1b[2Jb", ""],
+    ids=ascii,
 )
-def test_what_is_no_config_file_is_not_opened(
-    mnist: Mnist, tmp_path: Path, name: str, sentence: str
-) -> None:
+def test_what_is_no_config_file_is_not_opened(mnist: Mnist, tmp_path: Path, name: str) -> None:
     Path("folder").mkdir()
     os.mkfifo("pipe")
     Path("loop").symlink_to("loop")
     before = tree(tmp_path)
-    for command in ("train", "sweep"):
-        ended = mnist(command, "--config", name)
-        assert (ended.code, ended.out) == (2, "")
-        assert sentence in ended.err
-        assert "\x1b" not in ended.err
+    ended = mnist("train", "--config", name)
+    assert (ended.code, ended.out) == (2, "")
+    assert "config" in ended.err
+    assert "\x1b" not in ended.err
     assert tree(tmp_path) == before
 
 
 @pytest.mark.parametrize(
     "override",
     ["model=!!python/name:os.system", "model=" + "[" * 10_000, "model=&a [*a]", "a" * 10_000],
+    ids=lambda text: text[:20],
 )
 def test_a_hostile_override_is_refused(mnist: Mnist, tmp_path: Path, override: str) -> None:
     ended = mnist("train", override)
     assert (ended.code, ended.out) == (2, "")
-    assert "command line: " in ended.err
+    assert ended.err.startswith(f"command line: {override[:20]}")
     assert len(ended.err) < 2_000
     assert tree(tmp_path) == {"work"}
-
-
-def test_very_many_problems_cost_little(mnist: Mnist) -> None:
-    Path("x.yaml").write_text(f"model: {{hidden: [{'0,' * 11_000}]}}")
-    started = time.process_time()
-    ended = mnist("config", "check", "x.yaml")
-    assert time.process_time() - started < 5  # a second, and not the square of it
-    assert ended.code == 2
-    assert "... and 10900 more" in ended.err
-
-
-def test_a_byte_order_mark_is_no_error(mnist: Mnist) -> None:
-    Path("x.yaml").write_bytes(b"\xef\xbb\xbfmodel: cnn\n")
-    assert mnist("config", "check", "x.yaml").code == 0
-    assert configs.load("x.yaml").config.model.name == "cnn"
 
 
 # --------------------------------------------------------------------------------------- names
@@ -164,17 +148,14 @@ NAMES = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("name", NAMES, ids=ascii)
 @pytest.mark.parametrize("command", ["train", "sweep"])
-def test_a_name_that_is_none_is_refused(
-    mnist: Mnist, tmp_path: Path, command: str, name: str
-) -> None:
-    ended = mnist(command, *SMALL, f"--name={name}")
-    assert (ended.code, ended.out) == (2, "")
-    assert "--name" in ended.err
-    sentences = ("must start with a letter", "name of a device", "has no value", "must be valid")
-    assert sum(sentence in ended.err for sentence in sentences) == 1
-    assert "\x1b" not in ended.err
+def test_a_name_that_is_none_is_refused(mnist: Mnist, tmp_path: Path, command: str) -> None:
+    for name in NAMES:
+        ended = mnist(command, *SMALL, f"--name={name}")
+        assert (ended.code, ended.out) == (2, "")
+        assert "--name" in ended.err
+        assert ": name: " in ended.err
+        assert "\x1b" not in ended.err
     assert tree(tmp_path) == {"work"}
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from mnist_cli.config import Config, StepScheduler
+from mnist_cli.config.schema import Config, StepScheduler
 from mnist_cli.data.dataset import Dataset, load
 from mnist_cli.engine.loop import prepare, train
 from mnist_cli.engine.optimizers import clip_grad_norm, learning_rate

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.func import vmap
 from torch.utils.data import DataLoader, TensorDataset
 
-from mnist_cli.config import Config, MlpModel, ScratchModel, TensorNetModel
+from mnist_cli.config.schema import Config, MlpModel, ScratchModel, TensorNetModel
 from mnist_cli.data.dataset import load
 from mnist_cli.models import losses, scratch
 from mnist_cli.models.modules import build
