@@ -76,6 +76,8 @@ def tell_origin(loaded: Loaded) -> None:
     human = console(stderr=True)
     if loaded.is_preset:
         human.print(f"config: the shipped {loaded.origin}")
+    for key in loaded.axes_dropped:
+        human.print(f"{key} is not swept as the config says: its whole section is swept")
     if loaded.reference_dropped_by:
         keys = loaded.reference_dropped_by
         # Another optimizer has other settings: its name says it.

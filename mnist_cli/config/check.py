@@ -24,7 +24,10 @@ from mnist_cli.config.schema import (
 UNKNOWN = "extra_forbidden"
 MISSING = "missing"
 NO_VARIANT = "union_tag_invalid"
+OF_ANOTHER = "of_another_variant"
 CONFLICT = "conflict"
+AT_KEY = (UNKNOWN, OF_ANOTHER, MISSING, "value_error")
+"""Those that are shown at the key of a setting, not at its value."""
 
 # Where pydantic's own words speak of Python.
 _WORDS = {
@@ -50,7 +53,13 @@ def check(values: Mapping[str, object]) -> tuple[Config | None, list[Problem]]:
     except ValidationError as error:
         problems = _problems(error)
     for section in [str(problem.path[0]) for problem in problems if problem.kind == NO_VARIANT]:
-        problems += _beside_its_name(section, values[section])
+        # What else is wrong with it, as the variant with the most similar name would have it.
+        part = values[section]
+        if isinstance(part, dict):
+            kinds = variants(section)
+            near = get_close_matches(str(part["name"])[:100], kinds, n=1) or [*kinds]
+            found = check_section(section, {**part, "name": near[0]})[1]
+            problems += [p for p in found if p.kind not in (MISSING, OF_ANOTHER, "value_error")]
     return None, problems
 
 
@@ -65,19 +74,6 @@ def check_section(section: str, values: object) -> tuple[Section | None, list[Pr
 @cache
 def _adapter(section: str) -> TypeAdapter[Section]:
     return TypeAdapter(SECTIONS[section])
-
-
-def _beside_its_name(section: str, values: object) -> list[Problem]:
-    """What else is wrong with a section whose name is, as the most similar variant has it."""
-    if not isinstance(values, dict):
-        return []
-    kinds = variants(section)
-    name = (get_close_matches(str(values["name"])[:100], kinds, n=1) or [*kinds])[0]
-    problems = check_section(section, {**values, "name": name})[1]
-    # What another variant requires, or does not have, need not be wrong.
-    fields = {field for kind in kinds.values() for field in kind.model_fields}
-    of_another = [p for p in problems if p.kind == UNKNOWN and p.path[-1] in fields]
-    return [p for p in problems if p.kind not in (MISSING, "value_error") and p not in of_another]
 
 
 def _problems(error: ValidationError, *prefix: str) -> list[Problem]:
@@ -98,7 +94,10 @@ def _problems(error: ValidationError, *prefix: str) -> list[Problem]:
             others = [other for other, fields in kinds.items() if loc[-1] in fields.model_fields]
             message = f"unknown setting{suggestion('.'.join(map(str, loc)))}"
             if others:
-                message = f"not a setting of {variant}; {', '.join(others)} would have it"
+                kind, message = (
+                    OF_ANOTHER,
+                    f"not a setting of {variant}, but of {', '.join(others)}",
+                )
         problems.append(Problem(loc, message, kind))
     return problems
 

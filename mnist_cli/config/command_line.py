@@ -1,7 +1,6 @@
 """What the command line says about a config, as values by dotted key."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from mnist_cli.config.check import CONFLICT
@@ -11,8 +10,7 @@ from mnist_cli.config.values import parse_values
 _LEAD = "command line: "
 
 
-@dataclass(frozen=True, slots=True)
-class Flag:
+class Flag(NamedTuple):
     """An option of the command line that sets a setting, or gives the values of an axis."""
 
     flag: str
@@ -92,9 +90,8 @@ def _agree(
     given: Given, key: str, value: object, place: str, other: str, other_value: object
 ) -> None:
     if value != other_value:
-        told = (
-            f"is {quoted(value)} here, but {given.places[other].removeprefix(_LEAD)} says otherwise"
-        )
+        argument = given.places[other].removeprefix(_LEAD)
+        told = f"is {quoted(value)} here, but {argument} says otherwise"
         given.problems.append(Problem(_path(key), told, CONFLICT, place))
 
 

@@ -7,9 +7,9 @@ checked in the same way, and its place told, wherever it comes from.
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from typing import NamedTuple
 
-from mnist_cli.config.check import CONFLICT, check, check_section
+from mnist_cli.config.check import AT_KEY, CONFLICT, MISSING, check, check_section
 from mnist_cli.config.command_line import Flag, Given, read_arguments
 from mnist_cli.config.document import (
     KEY,
@@ -31,19 +31,18 @@ MAX_RUNS = 10_000
 REPEATS = ("train.seed", "train.device", "train.compile", "data.seed")
 
 
-@dataclass(frozen=True, slots=True)
-class Loaded:
+class Loaded(NamedTuple):
     """A config and where it comes from."""
 
     config: Config
-    origin: str = ""
+    origin: str
     """The path as it was given, or the preset's name."""
-    is_preset: bool = False
-    changed: tuple[str, ...] = ()
+    is_preset: bool
+    changed: tuple[str, ...]
     """Dotted keys that the command line sets, in its order."""
-    reference_dropped_by: tuple[str, ...] = ()
+    reference_dropped_by: tuple[str, ...]
     """Settings by which this is no longer the experiment that the published figures are of."""
-    axes_dropped: tuple[str, ...] = ()
+    axes_dropped: tuple[str, ...]
     """Axes of the file inside a section that the command line sweeps as a whole."""
 
 
@@ -69,10 +68,8 @@ def load(
     name = found.path.name if found.is_preset else found.origin
     document = parse(read(found.path, name), name)
     loaded = _resolved(document, read_arguments(overrides, flags, axes))
-    if loaded.config.name is None:
-        named = loaded.config.model_copy(update={"name": found.name})
-        loaded = replace(loaded, config=named)
-    return replace(loaded, origin=found.origin, is_preset=found.is_preset)
+    named = loaded.config.model_copy(update={"name": loaded.config.name or found.name})
+    return loaded._replace(config=named, origin=found.origin, is_preset=found.is_preset)
 
 
 def load_text(
@@ -131,83 +128,72 @@ def _resolved(document: Document, given: Given) -> Loaded:
         problems += [] if document.problems else [told]
         raise ConfigError(problems)
     values = merged(file, given.values)
-    dropped = _drop_inner_axes(values.get("sweep"), given, problems)
     result, found = check(values)
     problems += found
-    sweep = _checked_sweep(values, problems)
+    sweep, dropped = _checked_sweep(values, given, problems)
     if result is None or problems:
         places = (p.place or _place(p, document.places, given) for p in problems)
         raise ConfigError(p._replace(place=at) for p, at in zip(problems, places, strict=True))
-    changes = _changes(file, result, sweep, given)
-    update = {"sweep": sweep, "reference": None if changes else result.reference}
+    result = result.model_copy(update={"sweep": sweep})
+    if changes := _changes(file, result, given):
+        result = result.model_copy(update={"reference": None})
     changed = tuple(key for key in given.values if not key.startswith("sweep."))
-    result = result.model_copy(update=update)
-    return Loaded(result, changed=changed, reference_dropped_by=changes, axes_dropped=dropped)
-
-
-def _drop_inner_axes(sweep: object, given: Given, problems: list[Problem]) -> tuple[str, ...]:
-    """Takes the file's axes out that are inside a section which the command line sweeps whole.
-
-    Where both are said in the same place, that is a problem.
-    """
-    if not isinstance(sweep, dict):
-        return ()
-    dropped = []
-    for key in [key for key in sweep if "." in key and key.partition(".")[0] in sweep]:
-        section = key.partition(".")[0]
-        if f"sweep.{section}" in given.values and f"sweep.{key}" not in given.values:
-            dropped.append(key)
-            del sweep[key]
-        else:
-            told = f"is swept, but the whole {section} is swept too: give one of the two"
-            problems.append(Problem(("sweep", key, KEY), told, CONFLICT))
-    return tuple(dropped)
+    return Loaded(result, "", False, changed, changes, dropped)
 
 
 def _checked_sweep(
-    values: Mapping[str, object], problems: list[Problem]
-) -> dict[str, tuple[object, ...]]:
-    """The axes of the sweep, their values as the schema makes them.
+    values: Mapping[str, object], given: Given, problems: list[Problem]
+) -> tuple[dict[str, tuple[object, ...]], tuple[str, ...]]:
+    """Makes the values of the axes the schema's own.
 
     Args:
         values: those of the whole config.
-        problems: what the schema says of it; gets what else is wrong with its sweep.
+        given: a section that it sweeps whole takes the place of the file's axes inside it.
+        problems: what the schema says of the config; gets what else is wrong with its sweep.
+
+    Returns:
+        The axes, and the keys of the file's axes that are not among them.
     """
     sweep = values.get("sweep")
-    wrong = {problem.path[:2] for problem in problems if len(problem.path) <= 3}
+    sweep = sweep if isinstance(sweep, dict) else {}
+    inner = {key: key.partition(".")[0] for key in sweep if "." in key}
+    inner = {key: section for key, section in inner.items() if section in sweep}
+    dropped = []
+    for key, section in inner.items():
+        if f"sweep.{section}" in given.values and f"sweep.{key}" not in given.values:
+            dropped.append(key)
+        else:
+            told = f"is swept, but the whole {section} is swept too: give one of the two"
+            problems.append(Problem(("sweep", key, KEY), told, CONFLICT))
+    wrong = {*(problem.path[:2] for problem in problems), *(("sweep", key) for key in dropped)}
     axes = {
         key: items
-        for key, items in (sweep.items() if isinstance(sweep, dict) else ())
+        for key, items in sweep.items()
         if isinstance(items, list) and ("sweep", key) not in wrong
     }
-    runs = math.prod(map(len, axes.values()))
-    if runs > MAX_RUNS:
+    if (runs := math.prod(map(len, axes.values()))) > MAX_RUNS:
         told = f"makes {runs:,} runs, and at most {MAX_RUNS:,} can be"
         problems.append(Problem(("sweep",), told, CONFLICT))
-        return {}
-    return {key: check_axis(values, key, items, problems) for key, items in axes.items()}
+        return {}, ()
+    found = {key: check_axis(values, key, items, problems) for key, items in axes.items()}
+    return found, tuple(dropped)
 
 
 def _place(problem: Problem, places: Mapping[Path, Place], given: Given) -> Place | None:
     """Where a setting comes from: the argument, or the place in the file, or in the nearest one."""
     path, (section, *_) = problem.path, problem.path or ("",)
     arguments = [key for key in (".".join(map(str, path[:2])), section) if key in given.places]
-    if len(path) == 1 or problem.kind == "missing":  # what was set in the section is the cause
+    if len(path) == 1 or problem.kind == MISSING:  # what was set in the section is the cause
         arguments += [key for key in given.places if key.startswith(f"{section}.")]
     if arguments:
         return given.places[str(arguments[0])]
     while path and path not in places:
         path = path[:-1]
-    at_key = problem.kind in ("extra_forbidden", "missing", "value_error")
-    return (places.get((*path, KEY)) if at_key else None) or places.get(path)
+    key = places.get((*path, KEY)) if problem.kind in AT_KEY else None
+    return key or places.get(path)
 
 
-def _changes(
-    file: Mapping[str, object],
-    result: Config,
-    sweep: Mapping[str, tuple[object, ...]],
-    given: Given,
-) -> tuple[str, ...]:
+def _changes(file: Mapping[str, object], result: Config, given: Given) -> tuple[str, ...]:
     """The settings by which a config is another experiment than the one with published figures."""
     if result.reference is None or any(key.startswith("reference") for key in given.values):
         return ()
@@ -216,7 +202,7 @@ def _changes(
     before = result.model_copy(update={key: part for key, part in parts.items() if part})
     old, new = dict(before.settings()), dict(result.settings())
     keys = [key for key in {**new, **old} if old.get(key) != new.get(key)]
-    for key, values in sweep.items():
+    for key, values in result.sweep.items():
         if f"sweep.{key}" in given.values and any(value != new.get(key) for value in values):
             keys.append(key)
     swept = file.get("sweep")

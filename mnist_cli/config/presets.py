@@ -16,26 +16,13 @@ SCHEMA_LINE = "# yaml-language-server: $schema=schema.json\n"
 MAX_BYTES = 300_000
 
 
-class Preset(NamedTuple):
-    """A config that comes with the package."""
-
-    name: str
-    path: Path
-
-    @property
-    def description(self) -> str:
-        """The first line of its file, a comment."""
-        text = self.path.read_text("utf-8").removeprefix(SCHEMA_LINE)
-        return text.partition("\n")[0].removeprefix("# ")
-
-
-class Found(NamedTuple):
-    """The file that `--config` means."""
+class ConfigFile(NamedTuple):
+    """The file of a config."""
 
     path: Path
     origin: str
     """The path as it was given, or the preset's name."""
-    is_preset: bool
+    is_preset: bool = True
 
     @property
     def name(self) -> str:
@@ -43,16 +30,22 @@ class Found(NamedTuple):
         name = re.sub(r"[^A-Za-z0-9_-]+", "-", self.path.stem).lstrip("-_")[:64]
         return "config" if not name or RESERVED_NAME.fullmatch(name) else name
 
+    @property
+    def description(self) -> str:
+        """What a preset is, by the first line of its file."""
+        text = self.path.read_text("utf-8").removeprefix(SCHEMA_LINE)
+        return text.partition("\n")[0].removeprefix("# ")
 
-def presets() -> list[Preset]:
-    """The presets by name: inside an installed package, beside it in a checkout."""
+
+def presets() -> list[ConfigFile]:
+    """The configs that come with the package (inside it, or in a checkout beside it), by name."""
     package = Path(__file__).parents[1]
-    inside = package / "configs"
-    folder = inside if inside.is_dir() else package.parent / "configs"
-    return [Preset(path.stem, path) for path in sorted(folder.glob("*.yaml"))]
+    folders = [package / "configs", package.parent / "configs"]
+    found = sorted(path for folder in folders for path in folder.glob("*.yaml"))
+    return [ConfigFile(path, path.stem) for path in found]
 
 
-def find_preset(name: str) -> Preset:
+def find_preset(name: str) -> ConfigFile:
     """The preset of a name, with or without its `.yaml`.
 
     Raises:
@@ -68,23 +61,24 @@ def find_preset(name: str) -> Preset:
     )
 
 
-def find(config: str | None) -> Found:
+def find(config: str | None) -> ConfigFile:
     """The file that `--config` means: an existing one, else the preset of that name.
 
     Raises:
         UsageError: there is neither, or it is no regular file.
     """
-    if config is not None and os.path.isfile(config):  # noqa: PTH113 - a Path's raises
-        return Found(Path(config), config, is_preset=False)
+    if config is None:
+        return find_preset(DEFAULT)
+    if os.path.isfile(config):  # noqa: PTH113 - a Path's raises
+        return ConfigFile(Path(config), config, is_preset=False)
     try:
-        preset = find_preset(DEFAULT if config is None else config)
+        return find_preset(config)
     except UsageError as error:
-        if config == "" or os.path.lexists(config or ""):
+        if not config or os.path.lexists(config):
             raise UsageError(f"{config!r} is no regular file, so no config") from None
-        where = printable(str(Path(config or "").absolute()))
+        where = printable(str(Path(config).absolute()))
         told = f"there is no config {config!r}: no file {where}, and {error.message}"
         raise UsageError(told, error.hint) from None
-    return Found(preset.path, preset.name, is_preset=True)
 
 
 def read(path: Path, name: str) -> str:

@@ -159,18 +159,6 @@ def test_a_name_that_is_none_is_refused(mnist: Mnist, tmp_path: Path, command: s
     assert tree(tmp_path) == {"work"}
 
 
-@pytest.mark.parametrize("name", ["../x", "/x", "a\\b", "CON", "a. ", "x" * 300, "", "\\e[2J"])
-def test_a_config_cannot_have_such_a_name(mnist: Mnist, tmp_path: Path, name: str) -> None:
-    Path("x.yaml").write_text(f"name: {name!r}\n".replace("\\\\", "\\"))
-    Path("y.yaml").write_text(f'name: "{name}"\n')
-    for file in ("x.yaml", "y.yaml"):
-        ended = mnist("train", "--config", file, *SMALL)
-        assert (ended.code, ended.out) == (2, "")
-        assert f"{file}:1:" in ended.err
-    assert mnist("train", *SMALL, f"name={name}").code == 2
-    assert tree(tmp_path) == {"work", "work/x.yaml", "work/y.yaml"}
-
-
 @pytest.mark.parametrize(
     "name", [n for n in NAMES if "\0" not in n and "\ud800" not in n], ids=ascii
 )
