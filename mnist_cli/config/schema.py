@@ -46,6 +46,7 @@ class Section(BaseModel):
         extra="forbid",
         strict=True,
         allow_inf_nan=False,
+        defer_build=True,  # a command that only prints its help needs no schema
         use_attribute_docstrings=True,
     )
 
@@ -376,18 +377,13 @@ def _kinds(union: object) -> dict[str, type[Section]]:
 
 def _named(default: str, union: object) -> BeforeValidator:
     """Lets a section be its bare name (`model: logistic`), and names a section that has no name."""
-    bare = [
-        name
-        for name, kind in _kinds(union).items()
-        if not any(field.is_required() for key, field in kind.model_fields.items() if key != "name")
-    ]
 
     def fill(value: object) -> object:
         if isinstance(value, str):
             return {"name": value}
         return {"name": default, **value} if isinstance(value, dict) else value
 
-    name = Annotated[str, Field(json_schema_extra={"enum": bare})]
+    name = Annotated[str, Field(json_schema_extra={"enum": [*_kinds(union)]})]
     return BeforeValidator(fill, json_schema_input_type=name | union)
 
 

@@ -1,16 +1,14 @@
 """Lists of values as people type them: `1e-1,1e-2`, `1..5`, `log:1e-4:1e-1:7`, `lin:0:1:5`."""
 
-import math
 import re
 
 from mnist_cli.config.document import Document, Problem, parse
 
 MAX_ITEMS = 10_000
 
-_COUNT = re.compile(r"\+?[0-9]{1,18}")
-_WHOLE = re.compile(r"[-+]?[0-9]{1,18}")
-_RANGE = re.compile(r"([-+]?[0-9]{1,18})\.\.([-+]?[0-9]{1,18})")
-_SPACED = re.compile(r"(lin|log|geomspace):([^:]*):([^:]*):([^:]*)")
+_WHOLE = r"[-+]?[0-9]{1,18}"
+_RANGE = re.compile(rf"({_WHOLE})\.\.({_WHOLE})")
+_SPACED = re.compile(r"(lin|log|geomspace):([-+.0-9eE]+):([-+.0-9eE]+):([0-9]{1,9})")
 
 
 def parse_values(text: str, name: str, *, count: bool = False) -> Document:
@@ -28,7 +26,7 @@ def parse_values(text: str, name: str, *, count: bool = False) -> Document:
     Returns:
         The list, and what is wrong with it.
     """
-    if count and _COUNT.fullmatch(text.strip()):
+    if count and re.fullmatch(_WHOLE, text.strip()):
         if int(text) < 1:
             return Document([], {}, [Problem((), "must be at least 1: it is how many there are")])
         text = f"0..{int(text) - 1}"
@@ -64,14 +62,16 @@ def _expand(item: str) -> list[object]:
             raise ValueError(f"more than {MAX_ITEMS} values")
         return list(range(first, last + 1))
     if match := _SPACED.fullmatch(item):
-        if not match[4].isdecimal() or not 2 <= int(match[4][:9]) <= MAX_ITEMS:
-            raise ValueError(f"{item}: the last number is how many, from 2 to {MAX_ITEMS}")
-        return list(_spaced(match[1], _number(match[2]), _number(match[3]), int(match[4])))
+        return list(_spaced(match[1], match[2], match[3], int(match[4])))
     return [item]
 
 
-def _spaced(scale: str, first: float, last: float, count: int) -> list[int] | list[float]:
+def _spaced(scale: str, begin: str, end: str, count: int) -> list[int] | list[float]:
     """Numbers evenly spaced, both ends included; whole ones, if all of them and the ends are."""
+    if not 2 <= count <= MAX_ITEMS:
+        raise ValueError(f"{scale}:FIRST:LAST:COUNT makes from 2 to {MAX_ITEMS} values")
+    whole = all(re.fullmatch(_WHOLE, text) for text in (begin, end))
+    first, last = float(begin), float(end)
     parts = [i / (count - 1) for i in range(1, count - 1)]
     if scale == "lin":
         inner = [float(f"{first + (last - first) * part:.12g}") for part in parts]
@@ -81,15 +81,6 @@ def _spaced(scale: str, first: float, last: float, count: int) -> list[int] | li
     else:
         raise ValueError(f"both ends of a {scale}: scale must be greater than 0")
     values = [first, *inner, last]
-    if isinstance(first, int) and isinstance(last, int) and all(x == int(x) for x in inner):
+    if whole and all(value.is_integer() for value in values):
         return [int(value) for value in values]
-    return [float(value) for value in values]
-
-
-def _number(text: str) -> float:
-    if _WHOLE.fullmatch(text):
-        return int(text)
-    number = float(text)
-    if not math.isfinite(number):
-        raise ValueError(f"{text!r} is not a finite number")
-    return number
+    return values
