@@ -74,9 +74,8 @@ def config_copy(
 ) -> None:
     """Copy a shipped config, to be changed."""
     preset = configs.find_preset(name)
-    path = target or Path(preset.path.name)
-    if path.is_dir():
-        path /= preset.path.name
+    path = target or Path()
+    path = path / preset.path.name if path.is_dir() else path
     # Its first line refers to a schema that is beside it, and will not be beside the copy.
     text = preset.path.read_text("utf-8").removeprefix(configs.SCHEMA_LINE)
     try:

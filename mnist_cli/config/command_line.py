@@ -25,8 +25,8 @@ class Given(NamedTuple):
     """What the command line says: an axis has the key `sweep.KEY`."""
 
     values: dict[str, object]
-    places: dict[str, str]
-    """The argument, in words, that each key comes from."""
+    arguments: dict[str, str]
+    """The argument that each key comes from, as error messages call it."""
     problems: list[Problem]
 
 
@@ -43,56 +43,57 @@ def read_arguments(overrides: Iterable[str], flags: Iterable[Flag], axes: Iterab
         _read(option, given, is_axis=False)
     for option in axes:
         _read(option, given, is_axis=True)
-    for key, place in given.places.items():
+    for key, argument in given.arguments.items():
         section, _, name = key.partition(".")
         outer = given.values.get(section)
         outer = {"name": outer} if isinstance(outer, str) else outer
         if name and isinstance(outer, dict) and name in outer:
-            _agree(given, key, given.values[key], place, section, outer[name])
-        for other in given.places if section == "sweep" and name else ():
+            _agree(given, key, given.values[key], argument, section, outer[name])
+        for other in given.arguments if section == "sweep" and name else ():
             if other == name or other.startswith(f"{name}."):
-                told = f"is swept, but {given.places[other].removeprefix(_LEAD)} sets it, or a part"
-                given.problems.append(Problem(_path(key), told, CONFLICT, place))
+                typed = given.arguments[other].removeprefix(_LEAD)
+                message = f"is swept, but {typed} sets it, or a part of it"
+                given.problems.append(Problem(_path(key), message, CONFLICT, argument))
     return given
 
 
 def _read(option: Flag, given: Given, *, is_axis: bool) -> None:
     """Notes what an option says."""
-    argument = f"{option.flag} {option.text}".strip()
-    place = f"{_LEAD}{argument if len(argument) <= 100 else f'{argument[:100]}...'}"
+    typed = f"{option.flag} {option.text}".strip()
+    argument = f"{_LEAD}{typed if len(typed) <= 100 else f'{typed[:100]}...'}"
     key, equals, text = option.text.partition("=")
     if option.key is not None:
         key, text = option.key, option.text
     elif not equals or not all(key.removeprefix("sweep.").split(".")):
-        told = "must be KEY=VALUE, like optimizer.lr=1e-2"
-        given.problems.append(Problem((), told, place=place))
+        message = "must be KEY=VALUE, like optimizer.lr=1e-2"
+        given.problems.append(Problem((), message, position=argument))
         return
     key = f"sweep.{key}" if is_axis else key
     if is_axis:  # `--seeds 3` is three of them
-        document = parse_values(text, place, count=option.flag == "--seeds")
+        document = parse_values(text, argument, count=option.flag == "--seeds")
     elif key == "name" and text:  # always text, and all of it: a run may well be called 7
         document = Document(text, {}, [])
     elif text.strip():
-        document = parse(text, place)
+        document = parse(text, argument)
     else:
         document = Document(None, {}, [Problem((), "has no value (null stands for none)")])
     given.problems.extend(
-        problem._replace(path=(*_path(key), *problem.path), place=place)
+        problem._replace(path=(*_path(key), *problem.path), position=argument)
         for problem in document.problems
     )
     if key in given.values:
-        _agree(given, key, document.values, place, key, given.values[key])
+        _agree(given, key, document.values, argument, key, given.values[key])
     elif document.values or not document.problems:
-        given.values[key], given.places[key] = document.values, place
+        given.values[key], given.arguments[key] = document.values, argument
 
 
 def _agree(
-    given: Given, key: str, value: object, place: str, other: str, other_value: object
+    given: Given, key: str, value: object, argument: str, other: str, other_value: object
 ) -> None:
     if value != other_value:
-        argument = given.places[other].removeprefix(_LEAD)
-        told = f"is {quoted(value)} here, but {argument} says otherwise"
-        given.problems.append(Problem(_path(key), told, CONFLICT, place))
+        typed = given.arguments[other].removeprefix(_LEAD)
+        message = f"is {quoted(value)} here, but {typed} says otherwise"
+        given.problems.append(Problem(_path(key), message, CONFLICT, argument))
 
 
 def _path(key: str) -> Path:

@@ -22,7 +22,7 @@ MAX_SHOWN = 100  # problems printed
 KEY = "[key]"  # the way to a key itself ends in this, as pydantic has it
 Path = tuple[int | str, ...]
 """The way to a value: keys of mappings and indices of lists."""
-Place = yaml.Mark | str
+Position = yaml.Mark | str
 """Where a value stands: a mark in a file, or which argument of the command line it is."""
 
 
@@ -33,7 +33,7 @@ class Problem(NamedTuple):
     message: str
     kind: str = "syntax"
     """`syntax`, `conflict`, or pydantic's name for the rule that was broken."""
-    place: Place | None = None
+    position: Position | None = None
 
     @property
     def key(self) -> str:
@@ -42,17 +42,17 @@ class Problem(NamedTuple):
         return "".join(parts).removeprefix(".")
 
     def __str__(self) -> str:
-        where, snippet = self.place, ""
+        where, snippet = self.position, list[str]()
         if isinstance(where, yaml.Mark):
-            snippet = f"\n{where.get_snippet(max_length=MAX_SHOWN)}"
+            snippet = (where.get_snippet(max_length=MAX_SHOWN) or "").split("\n")
             where = f"{where.name}:{where.line + 1}:{where.column + 1}"
-        text = ": ".join(filter(None, (where, self.key, self.message))) + snippet
-        return "\n".join(map(printable, text.split("\n")))
+        text = ": ".join(filter(None, (where, self.key, self.message)))
+        return "\n".join(map(printable, (text, *snippet)))
 
     @property
     def order(self) -> tuple[bool, int]:
         """Files come first, from top to bottom."""
-        mark = self.place
+        mark = self.position
         return isinstance(mark, str), mark.index if isinstance(mark, yaml.Mark) else 0
 
 
@@ -60,7 +60,7 @@ class Document(NamedTuple):
     """A text of YAML as plain values, and where they stand."""
 
     values: object
-    places: dict[Path, Place]
+    positions: dict[Path, Position]
     problems: list[Problem]
     """What is wrong with it. If it cannot be read to its end, the values are None."""
 
@@ -154,23 +154,23 @@ def parse(text: str, name: str) -> Document:
         at, code = error.position, ord(text[error.position])
         line, column = text.count("\n", 0, at), at - text.rfind("\n", 0, at) - 1
         mark = yaml.Mark(name, at, line, column, text + "\0", at)
-        told = f"the character U+{code:04X} is not allowed in a config"
+        message = f"the character U+{code:04X} is not allowed in a config"
         if 0xDC80 <= code <= 0xDCFF:
-            told = f"the byte 0x{code - 0xDC00:02x} is not UTF-8 text"
-        document.problems.append(Problem((), told, place=mark))
+            message = f"the byte 0x{code - 0xDC00:02x} is not UTF-8 text"
+        document.problems.append(Problem((), message, position=mark))
     except yaml.MarkedYAMLError as error:
         problem = error.problem or ""
         marks = [error.problem_mark, error.context_mark]
         if "end of stream" in problem or "<stream end>" in problem:
             marks.reverse()  # where the bracket is that is never closed
-        told = f"{error.context}: {problem}" if error.context else problem
-        document.problems.append(Problem((), told, place=marks[0] or marks[1]))
+        message = f"{error.context}: {problem}" if error.context else problem
+        document.problems.append(Problem((), message, position=marks[0] or marks[1]))
     return document
 
 
 def _plain(loader: Loader, node: yaml.Node, path: Path, document: Document) -> object:
     """The value of a node; where it and all in it stand is noted, and what is wrong with it."""
-    document.places[path] = node.start_mark
+    document.positions[path] = node.start_mark
     if isinstance(node, yaml.SequenceNode):
         return [_plain(loader, item, (*path, i), document) for i, item in enumerate(node.value)]
     if not isinstance(node, yaml.MappingNode):
@@ -185,8 +185,8 @@ def _plain(loader: Loader, node: yaml.Node, path: Path, document: Document) -> o
         elif key in found:
             why = f"duplicate key {key!r}"
         if why:
-            document.problems.append(Problem(path, why, place=key_node.start_mark))
+            document.problems.append(Problem(path, why, position=key_node.start_mark))
         else:
-            document.places[*path, key, KEY] = key_node.start_mark
+            document.positions[*path, key, KEY] = key_node.start_mark
             found[key] = _plain(loader, value_node, (*path, key), document)
     return found

@@ -1,7 +1,7 @@
 """From a file and a command line to one validated config, or to everything that is wrong in them.
 
 Overrides are put into the values of the file before their one validation, so that a value is
-checked in the same way, and its place told, wherever it comes from.
+checked in the same way, and its position told, wherever it comes from.
 """
 
 import json
@@ -16,13 +16,13 @@ from mnist_cli.config.document import (
     ConfigError,
     Document,
     Path,
-    Place,
+    Position,
     Problem,
     parse,
     quoted,
 )
 from mnist_cli.config.presets import MAX_BYTES, find, read
-from mnist_cli.config.schema import SECTIONS, Config
+from mnist_cli.config.schema import SECTIONS, Config, setting_keys
 from mnist_cli.config.trials import check_axis, merged
 
 MAX_RUNS = 10_000
@@ -110,7 +110,7 @@ def load_saved(
         if len(json.dumps(saved)) > MAX_BYTES:
             raise ValueError("longer than any config")
     except (TypeError, ValueError, RecursionError) as error:
-        raise ConfigError([Problem((), "this is not a config", place=name)]) from error
+        raise ConfigError([Problem((), "this is not a config", position=name)]) from error
     document = Document(dict(saved), {(): name}, [])
     return _resolved(document, read_arguments(overrides, flags, ())).config
 
@@ -124,16 +124,18 @@ def _resolved(document: Document, given: Given) -> Loaded:
     problems = [*document.problems, *given.problems]
     file = {} if document.values is None and not document.problems else document.values
     if not isinstance(file, dict):
-        told = Problem((), f"must be sections, got {quoted(file)}", place=document.places.get(()))
-        problems += [] if document.problems else [told]
+        message, position = f"must be sections, got {quoted(file)}", document.positions.get(())
+        problems += [] if document.problems else [Problem((), message, position=position)]
         raise ConfigError(problems)
     values = merged(file, given.values)
     result, found = check(values)
     problems += found
     sweep, dropped = _checked_sweep(values, given, problems)
     if result is None or problems:
-        places = (p.place or _place(p, document.places, given) for p in problems)
-        raise ConfigError(p._replace(place=at) for p, at in zip(problems, places, strict=True))
+        positions = (p.position or _position(p, document.positions, given) for p in problems)
+        raise ConfigError(
+            p._replace(position=at) for p, at in zip(problems, positions, strict=True)
+        )
     result = result.model_copy(update={"sweep": sweep})
     if changes := _changes(file, result, given):
         result = result.model_copy(update={"reference": None})
@@ -155,42 +157,43 @@ def _checked_sweep(
         The axes, and the keys of the file's axes that are not among them.
     """
     sweep = values.get("sweep")
-    sweep = sweep if isinstance(sweep, dict) else {}
-    inner = {key: key.partition(".")[0] for key in sweep if "." in key}
-    inner = {key: section for key, section in inner.items() if section in sweep}
+    axes: dict[str, Sequence[object]] = {
+        key: axis
+        for key, axis in (sweep.items() if isinstance(sweep, dict) else ())
+        if key in setting_keys() and isinstance(axis, list | tuple)
+    }
     dropped = []
-    for key, section in inner.items():
+    for key, section in [(key, key.partition(".")[0]) for key in axes if "." in key]:
+        if section not in axes:
+            continue
         if f"sweep.{section}" in given.values and f"sweep.{key}" not in given.values:
             dropped.append(key)
         else:
-            told = f"is swept, but the whole {section} is swept too: give one of the two"
-            problems.append(Problem(("sweep", key, KEY), told, CONFLICT))
-    wrong = {*(problem.path[:2] for problem in problems), *(("sweep", key) for key in dropped)}
-    axes = {
-        key: items
-        for key, items in sweep.items()
-        if isinstance(items, list) and ("sweep", key) not in wrong
-    }
+            message = f"is swept, but the whole {section} is swept too: give one of the two"
+            problems.append(Problem(("sweep", key, KEY), message, CONFLICT))
+    axes = {key: axis for key, axis in axes.items() if key not in dropped}
     if (runs := math.prod(map(len, axes.values()))) > MAX_RUNS:
-        told = f"makes {runs:,} runs, and at most {MAX_RUNS:,} can be"
-        problems.append(Problem(("sweep",), told, CONFLICT))
+        message = f"makes {runs:,} runs, and at most {MAX_RUNS:,} can be"
+        problems.append(Problem(("sweep",), message, CONFLICT))
         return {}, ()
     found = {key: check_axis(values, key, items, problems) for key, items in axes.items()}
     return found, tuple(dropped)
 
 
-def _place(problem: Problem, places: Mapping[Path, Place], given: Given) -> Place | None:
+def _position(
+    problem: Problem, positions: Mapping[Path, Position], given: Given
+) -> Position | None:
     """Where a setting comes from: the argument, or the place in the file, or in the nearest one."""
     path, (section, *_) = problem.path, problem.path or ("",)
-    arguments = [key for key in (".".join(map(str, path[:2])), section) if key in given.places]
+    arguments = [key for key in (".".join(map(str, path[:2])), section) if key in given.arguments]
     if len(path) == 1 or problem.kind == MISSING:  # what was set in the section is the cause
-        arguments += [key for key in given.places if key.startswith(f"{section}.")]
+        arguments += [key for key in given.arguments if key.startswith(f"{section}.")]
     if arguments:
-        return given.places[str(arguments[0])]
-    while path and path not in places:
+        return given.arguments[str(arguments[0])]
+    while path and path not in positions:
         path = path[:-1]
-    key = places.get((*path, KEY)) if problem.kind in AT_KEY else None
-    return key or places.get(path)
+    key = positions.get((*path, KEY)) if problem.kind in AT_KEY else None
+    return key or positions.get(path)
 
 
 def _changes(file: Mapping[str, object], result: Config, given: Given) -> tuple[str, ...]:

@@ -62,10 +62,10 @@ def find_preset(name: str) -> ConfigFile:
 
 
 def find(config: str | None) -> ConfigFile:
-    """The file that `--config` means: an existing one, else the preset of that name.
+    """The file that `--config` means: a regular one, else the preset of that name.
 
     Raises:
-        UsageError: there is neither, or it is no regular file.
+        UsageError: there is neither.
     """
     if config is None:
         return find_preset(DEFAULT)
@@ -74,11 +74,10 @@ def find(config: str | None) -> ConfigFile:
     try:
         return find_preset(config)
     except UsageError as error:
-        if not config or os.path.lexists(config):
-            raise UsageError(f"{config!r} is no regular file, so no config") from None
-        where = printable(str(Path(config).absolute()))
-        told = f"there is no config {config!r}: no file {where}, and {error.message}"
-        raise UsageError(told, error.hint) from None
+        path = printable(str(Path(config).absolute()))
+        raise UsageError(
+            f"no config {config!r}: {path} is no file, and {error}", error.hint
+        ) from None
 
 
 def read(path: Path, name: str) -> str:

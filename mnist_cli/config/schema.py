@@ -54,7 +54,7 @@ class Section(BaseModel):
 # ---------------------------------------------------------------------------------------- data
 
 
-class _AnyData(Section):
+class _DataBase(Section):
     name: str
     split: Literal["pooled", "holdout", "official"] = "pooled"
     """`pooled`: all images shuffled, then 80/10/10 for train/val/test. `holdout`: the last official
@@ -70,14 +70,14 @@ class _AnyData(Section):
     """Whether pixels are scaled from 0..255 to 0..1."""
 
 
-class ImageData(_AnyData):
+class ImageData(_DataBase):
     """A published data set of images."""
 
     name: Literal["mnist", "fashion_mnist", "kmnist", "cifar10"] = "mnist"
     """Which data set."""
 
 
-class SyntheticData(_AnyData):
+class SyntheticData(_DataBase):
     """Small learnable images generated from `seed`, for tests and for work without data."""
 
     name: Literal["synthetic"]
@@ -420,11 +420,9 @@ def setting_keys() -> tuple[str, ...]:
 
 def suggestion(key: str) -> str:
     """A clause that names the settings most similar to a key, or nothing."""
-    names = dict.fromkeys(known.rpartition(".")[2] for known in setting_keys())
-    near = get_close_matches(key.rpartition(".")[2][:100], names, n=1)
-    found = [known for known in setting_keys() if [known.rpartition(".")[2]] == near]
-    own = [known for known in found if known.startswith(f"{key.partition('.')[0]}.")]
-    return f"; did you mean {' or '.join(map(repr, own or found))}?" if found else ""
+    found = [known for known in setting_keys() if known.rpartition(".")[2] == key]
+    found = found or get_close_matches(key[:100], setting_keys(), n=1)
+    return f"; did you mean {' or '.join(map(repr, found))}?" if found else ""
 
 
 def _not_reserved(name: str) -> str:

@@ -1,7 +1,7 @@
 """Settings tried in an experiment: overrides, the values of a sweep, one trial of it."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from mnist_cli.config.check import CONFLICT, UNKNOWN, check_section
 from mnist_cli.config.document import ConfigError, Path, Problem, quoted
@@ -73,7 +73,7 @@ def with_settings(config: Config, settings: Mapping[str, object]) -> Config:
 
 
 def check_axis(
-    values: Mapping[str, object], key: str, items: list[object], problems: list[Problem]
+    values: Mapping[str, object], key: str, items: Iterable[object], problems: list[Problem]
 ) -> tuple[object, ...]:
     """The values of an axis as the schema makes them.
 
@@ -96,13 +96,13 @@ def check_axis(
                 path = (*axis, i, *inner[bool(name) :])
                 problems.append(Problem(path, fault.message, fault.kind))
             elif not broken:
-                told = f"does not go with the rest: {fault.key}: {fault.message}"
-                problems.append(Problem((*axis, i), told, CONFLICT))
+                message = f"does not go with the rest: {fault.key}: {fault.message}"
+                problems.append(Problem((*axis, i), message, CONFLICT))
         if part:
             full = json.dumps(part.model_dump(mode="json"), sort_keys=True)
             if full in found:
-                told = f"{quoted(item)} is in the list already"
-                problems.append(Problem((*axis, i), told, CONFLICT))
+                message = f"{quoted(item)} is in the list already"
+                problems.append(Problem((*axis, i), message, CONFLICT))
             found[full] = _value(part, name)
     return tuple(found.values())
 

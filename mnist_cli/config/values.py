@@ -70,7 +70,7 @@ def _spaced(scale: str, begin: str, end: str, count: int) -> list[int] | list[fl
     """Numbers evenly spaced, both ends included; whole ones, if all of them and the ends are."""
     if not 2 <= count <= MAX_ITEMS:
         raise ValueError(f"{scale}:FIRST:LAST:COUNT makes from 2 to {MAX_ITEMS} values")
-    whole = all(re.fullmatch(_WHOLE, text) for text in (begin, end))
+    integral = all(re.fullmatch(_WHOLE, text) for text in (begin, end))
     first, last = float(begin), float(end)
     parts = [i / (count - 1) for i in range(1, count - 1)]
     if scale == "lin":
@@ -81,6 +81,6 @@ def _spaced(scale: str, begin: str, end: str, count: int) -> list[int] | list[fl
     else:
         raise ValueError(f"both ends of a {scale}: scale must be greater than 0")
     values = [first, *inner, last]
-    if whole and all(value.is_integer() for value in values):
+    if integral and all(value.is_integer() for value in values):
         return [int(value) for value in values]
     return values

@@ -261,6 +261,20 @@ def test_nothing_to_sweep(mnist: Mnist, tmp_path: Path) -> None:
     assert "error: nothing to sweep" in ended.err
 
 
+def test_a_section_is_swept_in_place_of_the_axes_inside_it(mnist: Mnist) -> None:
+    ended = mnist("sweep", "--dry-run", "--json", "--grid", "optimizer=[sgd,{name: adam, lr: 0.3}]")
+    assert [run["optimizer"] for run in ended.json["runs"]] == ["sgd", {"name": "adam", "lr": 0.3}]
+    assert "optimizer.lr is not swept" in ended.err
+    assert mnist("sweep", "--lrs", "1,2", "--grid", "optimizer=[sgd,adam]").code == 2
+
+
+def test_a_grid_of_too_many_runs_is_refused_at_once(mnist: Mnist) -> None:
+    for more in ((), ("--dry-run",)):
+        ended = mnist("sweep", "--seeds", "1000", "--grid", "model.width=8..1007", *more)
+        assert (ended.code, ended.out) == (2, "")
+        assert "4,000,000 runs" in ended.err
+
+
 def test_list_errors_name_the_argument(mnist: Mnist) -> None:
     ended = mnist("sweep", "--lrs", "1e-1,,x")
     assert ended.code == 2

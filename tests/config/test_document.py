@@ -55,11 +55,11 @@ def test_an_empty_text_is_no_value(text: str) -> None:
 
 
 def test_a_value_knows_where_it_and_its_key_stand() -> None:
-    places = parse("# first\nmodel:\n  hidden: [3, 4] # deep\n", "a.yaml").places
+    positions = parse("# first\nmodel:\n  hidden: [3, 4] # deep\n", "a.yaml").positions
     marks = [
-        places["model", "hidden", KEY],
-        places["model", "hidden"],
-        places["model", "hidden", 1],
+        positions["model", "hidden", KEY],
+        positions["model", "hidden"],
+        positions["model", "hidden", 1],
     ]
     found = [(m.name, m.line, m.column) for m in marks if isinstance(m, yaml.Mark)]
     assert found == [("a.yaml", 2, 2), ("a.yaml", 2, 10), ("a.yaml", 2, 14)]
@@ -125,5 +125,5 @@ yaml_like = st.text(st.sampled_from(list("ab:,-?[]{}#&*!|>'\"%@`~<=. \n\t\r\\0x1
 @given(st.one_of(st.text(), yaml_like))
 def test_no_text_makes_it_crash(text: str) -> None:
     for problem in parse(text, "a.yaml").problems:
-        assert isinstance(problem.place, yaml.Mark)
+        assert isinstance(problem.position, yaml.Mark)
         assert str(problem).startswith("a.yaml:")

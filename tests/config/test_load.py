@@ -197,7 +197,7 @@ def test_what_is_no_file_is_not_opened() -> None:
     os.mkfifo("pipe")
     Path("folder").mkdir()
     for name in ("pipe", "folder", ""):
-        with pytest.raises(UsageError, match=f"^'{name}' is no regular file"):
+        with pytest.raises(UsageError, match=f"no config '{name}': .* is no file"):
             load(name)
 
 
@@ -239,7 +239,7 @@ def test_an_unknown_config_is_told_with_where_it_was_looked_for(tmp_path: Path) 
     assert all(preset.name in str(caught.value) for preset in presets())
     assert caught.value.hint == "did you mean mlp?"
     for name in ("a\0b", "x" * 5_000, "no/such/folder"):
-        with pytest.raises(UsageError, match="there is no config"):
+        with pytest.raises(UsageError, match="no config"):
             load(name)
 
 

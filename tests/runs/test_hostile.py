@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -103,9 +104,9 @@ def test_nothing_is_written_through_a_link(tmp_path: Path) -> None:
     victim.write_text("precious")
     run = store.create(tmp_path / "runs", "mlp")
     writes = {
-        "metrics.jsonl": lambda: MetricsLog(run.metrics_path).append({"epoch": 1}),
-        "meta.json": lambda: write_json(run.path / "meta.json", {}),
-        "summary.json": lambda: write_json(run.path / "summary.json", {}),
+        "metrics.jsonl": partial(MetricsLog(run.metrics_path).append, {"epoch": 1}),
+        "meta.json": partial(write_json, run.path / "meta.json", {}),
+        "summary.json": partial(write_json, run.path / "summary.json", {}),
     }
     for name, write in writes.items():
         (run.path / name).symlink_to(victim)
