@@ -7,8 +7,6 @@ from mnist_cli.config.check import CONFLICT
 from mnist_cli.config.document import Document, Path, Problem, parse, quoted
 from mnist_cli.config.values import parse_values
 
-_LEAD = "command line: "
-
 
 class Flag(NamedTuple):
     """An option of the command line that sets a setting, or gives the values of an axis."""
@@ -40,9 +38,9 @@ def read_arguments(overrides: Iterable[str], flags: Iterable[Flag], axes: Iterab
     """
     given = Given({}, {}, [])
     for option in (*flags, *(Flag("", None, override) for override in overrides)):
-        _read(option, given, is_axis=False)
+        _read(option, given)
     for option in axes:
-        _read(option, given, is_axis=True)
+        _read(option, given, lead="sweep.")
     for key, argument in given.arguments.items():
         section, _, name = key.partition(".")
         outer = given.values.get(section)
@@ -51,16 +49,15 @@ def read_arguments(overrides: Iterable[str], flags: Iterable[Flag], axes: Iterab
             _agree(given, key, given.values[key], argument, section, outer[name])
         for other in given.arguments if section == "sweep" and name else ():
             if other == name or other.startswith(f"{name}."):
-                typed = given.arguments[other].removeprefix(_LEAD)
-                message = f"is swept, but {typed} sets it, or a part of it"
+                message = f"is swept, but {given.arguments[other]} sets it, or a part of it"
                 given.problems.append(Problem(_path(key), message, CONFLICT, argument))
     return given
 
 
-def _read(option: Flag, given: Given, *, is_axis: bool) -> None:
-    """Notes what an option says."""
-    typed = f"{option.flag} {option.text}".strip()
-    argument = f"{_LEAD}{typed if len(typed) <= 100 else f'{typed[:100]}...'}"
+def _read(option: Flag, given: Given, lead: str = "") -> None:
+    """Notes what an option says about a setting, or with `lead` about an axis."""
+    argument = f"{option.flag} {option.text}".strip()
+    argument = argument if len(argument) <= 100 else f"{argument[:100]}..."
     key, equals, text = option.text.partition("=")
     if option.key is not None:
         key, text = option.key, option.text
@@ -68,8 +65,8 @@ def _read(option: Flag, given: Given, *, is_axis: bool) -> None:
         message = "must be KEY=VALUE, like optimizer.lr=1e-2"
         given.problems.append(Problem((), message, position=argument))
         return
-    key = f"sweep.{key}" if is_axis else key
-    if is_axis:  # `--seeds 3` is three of them
+    key = lead + key
+    if lead:  # `--seeds 3` is three of them
         document = parse_values(text, argument, count=option.flag == "--seeds")
     elif key == "name" and text:  # always text, and all of it: a run may well be called 7
         document = Document(text, {}, [])
@@ -91,8 +88,7 @@ def _agree(
     given: Given, key: str, value: object, argument: str, other: str, other_value: object
 ) -> None:
     if value != other_value:
-        typed = given.arguments[other].removeprefix(_LEAD)
-        message = f"is {quoted(value)} here, but {typed} says otherwise"
+        message = f"is {quoted(value)} here, but {given.arguments[other]} says otherwise"
         given.problems.append(Problem(_path(key), message, CONFLICT, argument))
 
 

@@ -132,9 +132,9 @@ def _resolved(document: Document, given: Given) -> Loaded:
     problems += found
     sweep, dropped = _checked_sweep(values, given, problems)
     if result is None or problems:
-        positions = (p.position or _position(p, document.positions, given) for p in problems)
+        positions = document.positions
         raise ConfigError(
-            p._replace(position=at) for p, at in zip(problems, positions, strict=True)
+            p._replace(position=p.position or _position(p, positions, given)) for p in problems
         )
     result = result.model_copy(update={"sweep": sweep})
     if changes := _changes(file, result, given):
@@ -184,16 +184,18 @@ def _position(
     problem: Problem, positions: Mapping[Path, Position], given: Given
 ) -> Position | None:
     """Where a setting comes from: the argument, or the place in the file, or in the nearest one."""
-    path, (section, *_) = problem.path, problem.path or ("",)
-    arguments = [key for key in (".".join(map(str, path[:2])), section) if key in given.arguments]
+    path = problem.path
+    section = str(path[0]) if path else ""
+    causes = [".".join(map(str, path[:2])), section]
     if len(path) == 1 or problem.kind == MISSING:  # what was set in the section is the cause
-        arguments += [key for key in given.arguments if key.startswith(f"{section}.")]
-    if arguments:
-        return given.arguments[str(arguments[0])]
+        causes += [key for key in given.arguments if key.startswith(f"{section}.")]
+    for key in causes:
+        if key in given.arguments:
+            return given.arguments[key]
     while path and path not in positions:
         path = path[:-1]
-    key = positions.get((*path, KEY)) if problem.kind in AT_KEY else None
-    return key or positions.get(path)
+    at_key = positions.get((*path, KEY)) if problem.kind in AT_KEY else None
+    return at_key or positions.get(path)
 
 
 def _changes(file: Mapping[str, object], result: Config, given: Given) -> tuple[str, ...]:

@@ -278,7 +278,7 @@ def test_a_grid_of_too_many_runs_is_refused_at_once(mnist: Mnist) -> None:
 def test_list_errors_name_the_argument(mnist: Mnist) -> None:
     ended = mnist("sweep", "--lrs", "1e-1,,x")
     assert ended.code == 2
-    assert ended.err.startswith("command line: --lrs 1e-1,,x: sweep.optimizer.lr: ")
+    assert ended.err.startswith("--lrs 1e-1,,x: sweep.optimizer.lr: ")
 
 
 # -------------------------------------------------------------------------------------- eval

@@ -128,7 +128,7 @@ def test_what_is_no_config_file_is_not_opened(mnist: Mnist, tmp_path: Path, name
 def test_a_hostile_override_is_refused(mnist: Mnist, tmp_path: Path, override: str) -> None:
     ended = mnist("train", override)
     assert (ended.code, ended.out) == (2, "")
-    assert ended.err.startswith(f"command line: {override[:20]}")
+    assert ended.err.startswith(f"{override[:20]}")
     assert len(ended.err) < 2_000
     assert tree(tmp_path) == {"work"}
 
