@@ -1,6 +1,7 @@
 """`mnist eval`, `mnist predict` and `mnist import`: what is done with weights."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -28,7 +29,7 @@ from mnist_cli.cli.screen import (
 )
 from mnist_cli.config import Config, Flag
 from mnist_cli.errors import CheckpointError, UsageError
-from mnist_cli.runs import store
+from mnist_cli.runs import interrupts, store
 
 if TYPE_CHECKING:
     from mnist_cli.data import pictures
@@ -42,9 +43,9 @@ def evaluate(
     runs_dir: RunsDir = None,
     as_json: Json = False,
 ) -> None:
-    """Measure a checkpoint. It knows its own config; data.* and train.device may be set anew.
+    """Evaluate a checkpoint. It knows its own config; data.* and train.device may be set anew.
 
-    A bare file name that is not here is that file of the newest run or sweep.
+    It may be given as a run's name or folder; a file name that is not here is that of the newest.
     """
     human = human_console(as_json)
     path = _find_checkpoint(checkpoint, store.runs_root(runs_dir), human)
@@ -52,11 +53,12 @@ def evaluate(
     from mnist_cli.report import tables
     from mnist_cli.runs import checkpoint as checkpoints
     from mnist_cli.runs.datasets import Datasets
-    from mnist_cli.runs.evaluate import measure
+    from mnist_cli.runs.evaluate import evaluate
 
+    interrupts.listen()
     state = checkpoints.load(path)
     settings = _checkpoint_config(state.config, path, overrides or (), given(device=device))
-    loss, accuracy, count = measure(state, settings, split, Datasets(console(stderr=True).print))
+    loss, accuracy, count = evaluate(state, settings, split, Datasets(console(stderr=True).print))
     data = settings.data
     human.print(
         f"{split} accuracy {tables.percent(accuracy)}, loss {tables.loss(loss)} "
@@ -148,12 +150,13 @@ def import_weights(
     human = human_console(as_json)
     tell_origin(loaded)
 
-    from mnist_cli.runs import import_weights as foreign
+    from mnist_cli.runs.import_weights import import_weights, read
 
-    found = foreign.read(weights)
-    folder, rounded = foreign.adopt(found, loaded.config, store.runs_root(runs_dir))
-    told = f"{weights} ({found.format}, {len(found.tensors)} arrays)"
-    human.print(f"{folder.name}: the {loaded.config.model.name} of {told}")
+    interrupts.listen()
+    found = read(weights)
+    folder, rounded = import_weights(found, loaded.config, store.runs_root(runs_dir))
+    source = f"{weights} ({found.format}, {len(found.tensors)} arrays)"
+    human.print(f"{folder.name}: the {loaded.config.model.name} of {source}")
     if rounded:
         human.print(f"note: they were rounded to {loaded.config.train.precision}")
     tell_checkpoint(human, folder.best)
@@ -162,7 +165,10 @@ def import_weights(
 
 
 def _find_checkpoint(path: Path, root: Path, human: Console) -> Path:
-    """That file; or if it is not there and is a bare name, that file of the newest run."""
+    """That file; or the best of a run, by its name or folder; or a file of the newest run."""
+    if not path.is_file():
+        with suppress(UsageError):
+            return store.find(root, str(path)).best
     if path.exists() or path.is_symlink():
         return path
     if path.name == str(path) and (newest := store.newest_checkpoint(root, path.name)):

@@ -133,7 +133,7 @@ def test_1_too_little_memory_outside_of_training(
         raise MemoryError
 
     assert mnist("train", *SMALL).code == 0
-    monkeypatch.setattr("mnist_cli.runs.evaluate.measure", full)
+    monkeypatch.setattr("mnist_cli.runs.evaluate.evaluate", full)
     one_error(mnist("eval"), 1, "^error: there is not enough memory for it$")
 
 
