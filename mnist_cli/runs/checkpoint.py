@@ -93,8 +93,6 @@ def load(path: Path) -> Checkpoint:
     if wrong := _misfit(content):
         hint = "take another checkpoint, train again, or: pip install --upgrade mnist-cli"
         raise CheckpointError(f"{path}: {printable(wrong)[:300]}", hint)
-    if content["schema"] < SCHEMA:
-        content["resume"] = {}
     return Checkpoint(**{key: content[key] for key in Checkpoint.__dataclass_fields__})
 
 

@@ -10,6 +10,7 @@ from mnist_cli.config import Config
 from mnist_cli.errors import CheckpointError
 from mnist_cli.models.modules import build
 from mnist_cli.runs import checkpoint
+from tests.conftest import Mnist
 from tests.runs.test_trust import made, same
 
 
@@ -31,11 +32,14 @@ def test_plain_torch_reads_it_and_a_plain_module_takes_it(tmp_path: Path) -> Non
     module.load_state_dict(content["model"])
 
 
-def test_one_of_schema_1_can_be_used_but_not_resumed(tmp_path: Path) -> None:
-    resume = {"records": [{"epoch": 1}], "optimizer": {"exp_avg": torch.ones(3)}}
-    old = {"format": checkpoint.FORMAT, "schema": 1, "digest": "0" * 64, **vars(made())}
-    torch.save(old | {"resume": resume}, tmp_path / "a.pt")
-    assert same(vars(checkpoint.load(tmp_path / "a.pt")), vars(made(resume={})))
+def test_one_of_schema_1_can_be_used(mnist: Mnist, tmp_path: Path) -> None:
+    """It had a digest of its own, and the record of every epoch."""
+    old = vars(made(resume={"records": [{"epoch": 1}], "optimizer": {"exp_avg": torch.ones(3)}}))
+    torch.save(
+        {"format": checkpoint.FORMAT, "schema": 1, "digest": "0" * 64, **old}, tmp_path / "a"
+    )
+    assert same(vars(checkpoint.load(tmp_path / "a")), old)
+    assert mnist("eval", "--checkpoint", str(tmp_path / "a")).code == 0
 
 
 def test_weights_keep_their_precision(tmp_path: Path) -> None:
