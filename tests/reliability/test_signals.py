@@ -90,7 +90,7 @@ def at_step(number: int, at: int = 1) -> When:
                 if not left:
                     then()
 
-        loop.Training.__setattr__ = spy  # type: ignore[method-assign, assignment]
+        loop.Training.__setattr__ = spy  # type: ignore[method-assign]
 
     return when
 
@@ -116,7 +116,7 @@ def undisturbed(*argv: str) -> Any:
         return contents(next(runs.iterdir()))
 
 
-def check_resume(argv: tuple[str, ...], ended: Ended, number: int, mnist: Mnist) -> RunDirectory:
+def check_resume(argv: tuple[str, ...], ended: Ended, number: signal.Signals, mnist: Mnist) -> None:
     """That a command was interrupted and says so everywhere, and comes to the same bits at last."""
     (folder,) = Path(os.environ["MNIST_RUNS_DIR"]).iterdir()
     found = RunDirectory(folder)
@@ -127,7 +127,6 @@ def check_resume(argv: tuple[str, ...], ended: Ended, number: int, mnist: Mnist)
     assert {trial.status() for trial in found.trials()} <= {"finished", "interrupted"}
     assert mnist("resume", folder.name).code == 0
     assert contents(folder) == undisturbed(*argv)
-    return found
 
 
 # ------------------------------------------------------------------------- nothing has begun yet

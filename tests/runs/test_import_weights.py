@@ -5,7 +5,6 @@ import os
 import pickle
 import struct
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,34 +29,20 @@ def arrays() -> Arrays:
     return {name: random.normal(0, 0.1, shape).astype(np.float32) for name, shape in SHAPES.items()}
 
 
-def save_pickle(path: Path, arrays: Arrays, protocol: int = 4) -> None:
-    path.write_bytes(pickle.dumps(arrays, protocol))
+FORMS = ("pickle", "npz", "safetensors", "torch")
 
 
-def save_npz(path: Path, arrays: Arrays) -> None:
-    with path.open("wb") as file:
-        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
-
-
-def safetensors_file(header: dict[str, Any], numbers: bytes) -> bytes:
-    text = json.dumps(header).encode()
-    return struct.pack("<Q", len(text)) + text + numbers
-
-
-def save_safetensors(path: Path, arrays: Arrays) -> None:
-    save_file(arrays, path)
-
-
-def save_torch(path: Path, arrays: Arrays) -> None:
-    torch.save({name: torch.from_numpy(array) for name, array in arrays.items()}, path)
-
-
-SAVE: dict[str, Callable[[Path, Arrays], None]] = {
-    "pickle": save_pickle,
-    "npz": save_npz,
-    "safetensors": save_safetensors,
-    "torch": save_torch,
-}
+def save(form: str, path: Path, arrays: Arrays) -> None:
+    match form:
+        case "pickle":
+            path.write_bytes(pickle.dumps(arrays))
+        case "npz":
+            with path.open("wb") as file:
+                np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+        case "safetensors":
+            save_file(arrays, path)
+        case _:
+            torch.save({name: torch.from_numpy(array) for name, array in arrays.items()}, path)
 
 
 def by_hand(arrays: Arrays, images: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -72,10 +57,10 @@ def by_hand(arrays: Arrays, images: npt.NDArray[Any]) -> npt.NDArray[Any]:
 # ------------------------------------------------------------------------------------ what is read
 
 
-@pytest.mark.parametrize("form", SAVE)
+@pytest.mark.parametrize("form", FORMS)
 def test_the_format_is_found_from_the_content(form: str, arrays: Arrays, tmp_path: Path) -> None:
     path = tmp_path / "weights.dat"
-    SAVE[form](path, arrays)
+    save(form, path, arrays)
     found = import_weights.read(path)
     assert found.format == form
     assert set(found.tensors) == set(SHAPES)
@@ -83,16 +68,10 @@ def test_the_format_is_found_from_the_content(form: str, arrays: Arrays, tmp_pat
         np.testing.assert_array_equal(found.tensors[name].numpy(), array)
 
 
-def test_pickles_of_every_protocol(arrays: Arrays, tmp_path: Path) -> None:
-    for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
-        save_pickle(tmp_path / "w.pkl", arrays, protocol)
-        assert import_weights.read(tmp_path / "w.pkl").format == "pickle"
-
-
 @pytest.mark.parametrize("form", ["npz", "pickle"])
 def test_orders_of_bytes_and_axes(form: str, tmp_path: Path) -> None:
     matrix = np.arange(6.0).reshape(2, 3)
-    SAVE[form](tmp_path / "w", {"a": matrix.astype(">f8"), "b": np.asfortranarray(matrix)})
+    save(form, tmp_path / "w", {"a": matrix.astype(">f8"), "b": np.asfortranarray(matrix)})
     for value in import_weights.read(tmp_path / "w").tensors.values():
         np.testing.assert_array_equal(value.numpy(), matrix)
 
@@ -105,7 +84,7 @@ def test_import_makes_an_ordinary_run(
     mnist: Mnist, config: str, arrays: Arrays, tmp_path: Path
 ) -> None:
     """What `eval` measures of it is what NumPy computes from the arrays, scaled and raw."""
-    save_pickle(tmp_path / "weights", arrays)
+    save("pickle", tmp_path / "weights", arrays)
     ended = mnist("import", str(tmp_path / "weights"), "--config", config, DATA, "--json")
     assert ended.code == 0, ended.err
     result = ended.json
@@ -120,18 +99,13 @@ def test_import_makes_an_ordinary_run(
     from mnist_cli.data.dataset import synthesize
 
     images = synthesize(700, 0)
-    for split, pixels, labels in (
-        ("train", images.train_images, images.train_labels),
-        ("test", images.test_images, images.test_labels),
-    ):
-        for normalize, scale in (("true", 255), ("false", 1)):
-            measured = mnist(
-                "eval", "--checkpoint", "best.pt", "--split", split, "--json",
-                "data.split=official", f"data.normalize={normalize}",
-            ).json  # fmt: skip
-            expected = by_hand(arrays, pixels / scale).argmax(1) == labels
-            assert measured["n"] == len(labels)
-            assert measured["acc"] == pytest.approx(expected.mean(), abs=0.005)
+    for normalize, scale in (("true", 255), ("false", 1)):
+        measured = mnist(
+            "eval", "--json", "data.split=official", f"data.normalize={normalize}"
+        ).json
+        expected = by_hand(arrays, images.test_images / scale).argmax(1) == images.test_labels
+        assert measured["n"] == len(expected)
+        assert measured["acc"] == pytest.approx(expected.mean(), abs=0.005)
 
 
 def test_a_state_dict_with_the_models_own_names(mnist: Mnist, tmp_path: Path) -> None:
@@ -154,10 +128,10 @@ def test_float64_is_kept_or_rounded_with_a_note(
     mnist: Mnist, arrays: Arrays, tmp_path: Path
 ) -> None:
     path = tmp_path / "w.npz"
-    save_npz(path, {name: array.astype(np.float64) for name, array in arrays.items()})
+    save("npz", path, {name: array.astype(np.float64) for name, array in arrays.items()})
     run = ("import", str(path), "--config", "tensor_net", DATA)
     assert "rounded" not in mnist(*run).out  # every number is one of float32
-    save_npz(path, {name: array / np.float64(3) for name, array in arrays.items()})
+    save("npz", path, {name: array / np.float64(3) for name, array in arrays.items()})
     assert "note: they were rounded to fp32" in mnist(*run).out
     ended = mnist(*run, "train.precision=fp64", "loss=cross_entropy")
     assert ended.code == 0
@@ -197,7 +171,7 @@ def test_other_names_and_shapes(
             del arrays[name]
         else:
             arrays[name] = np.zeros(shape, np.float32)
-    save_npz(tmp_path / "w.npz", arrays)
+    save("npz", tmp_path / "w.npz", arrays)
     assert sentence in refused(mnist, tmp_path / "w.npz", config=config)
 
 
@@ -205,12 +179,12 @@ def test_other_names_and_shapes(
 def test_other_types_and_values(mnist: Mnist, arrays: Arrays, tmp_path: Path) -> None:
     path = tmp_path / "w"
     for dtype in ("float16", "int64"):
-        save_npz(path, arrays | {"b1": np.zeros(50, dtype)})
+        save("npz", path, arrays | {"b1": np.zeros(50, dtype)})
         assert f"b1 is torch.{dtype}, not float32 or float64" in refused(mnist, path)
-    save_npz(path, arrays | {"b1": np.zeros(50, "<U2")})
+    save("npz", path, arrays | {"b1": np.zeros(50, "<U2")})
     assert "numpy.str_" in refused(mnist, path)
     for value in (np.nan, np.inf, 1e300):  # the last one is in float64 and not in float32
-        save_pickle(path, arrays | {"b1": np.full(50, value)})
+        save("pickle", path, arrays | {"b1": np.full(50, value)})
         assert "b1 has values that are not finite" in refused(mnist, path)
     for tensor in (torch.eye(3).to_sparse(), torch.zeros(1).expand(10**6, 10**6)):
         torch.save({"W1": tensor}, path)
@@ -242,10 +216,10 @@ def test_nothing_in_a_file_is_run(
     assert not (tmp_path / "ran").exists()
 
 
-@pytest.mark.parametrize("form", SAVE)
+@pytest.mark.parametrize("form", FORMS)
 def test_files_cut_short(mnist: Mnist, form: str, arrays: Arrays, tmp_path: Path) -> None:
     path = tmp_path / "w"
-    SAVE[form](path, arrays)
+    save(form, path, arrays)
     whole = path.read_bytes()
     for part in (0.001, 0.3, 0.9, 0.9999):
         path.write_bytes(whole[: int(len(whole) * part)])
@@ -270,12 +244,12 @@ F32 = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
         {"W1": F32 | {"shape": [3]}},
         {"W1": F32, "W2": F32},
         {"W1": F32 | {"data_offsets": [0, 2**40], "shape": [2**38]}},
-        {"W1": F32 | {"shape": [-2]}},
         {"W1": [0, 8]},
     ],
 )
 def test_safetensors_headers_that_lie(mnist: Mnist, header: dict[str, Any], tmp_path: Path) -> None:
-    (tmp_path / "w.safetensors").write_bytes(safetensors_file(header, bytes(8)))
+    text = json.dumps(header).encode()
+    (tmp_path / "w.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + bytes(8))
     assert "(safetensors)" in refused(mnist, tmp_path / "w.safetensors")
 
 
@@ -293,7 +267,7 @@ def test_npz_headers_that_lie(mnist: Mnist, descr: str, shape: str, tmp_path: Pa
 def test_an_npz_that_unpacks_to_too_much(
     mnist: Mnist, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    save_npz(tmp_path / "w.npz", {"W1": np.zeros((1000, 1000))})
+    save("npz", tmp_path / "w.npz", {"W1": np.zeros((1000, 1000))})
     monkeypatch.setattr(checkpoint, "MAX_BYTES", 1_000_000)
     assert "unpacks to more" in refused(mnist, tmp_path / "w.npz")
 
@@ -304,7 +278,7 @@ def test_an_npz_that_unpacks_to_too_much(
 def test_a_checkpoint_keeps_to_images_of_its_shape(
     mnist: Mnist, arrays: Arrays, tmp_path: Path
 ) -> None:
-    save_npz(tmp_path / "w.npz", arrays)
+    save("npz", tmp_path / "w.npz", arrays)
     assert mnist("import", str(tmp_path / "w.npz"), "-c", "ffnn").code == 0  # it needs no data
     ended = mnist("eval", "data.name=cifar10")
     assert ended.code == 2

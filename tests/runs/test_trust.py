@@ -127,20 +127,6 @@ def test_a_flipped_bit_is_refused_or_means_nothing(path: Path, where: str) -> No
     assert outcomes == {"refused", "means nothing"}
 
 
-@pytest.mark.parametrize("tensor", ["1.weight", "exp_avg", "exp_avg_sq"])
-def test_every_flipped_number_is_refused(path: Path, tensor: str) -> None:
-    """Of the weights, and of what resuming needs."""
-    whole = path.read_bytes()
-    data = {**made().model, **made().resume["optimizer"]}[tensor].numpy().tobytes()
-    start = whole.index(data)
-    dice = random.Random(0)
-    for _ in range(20):
-        damaged = bytearray(whole)
-        damaged[start + dice.randrange(len(data))] ^= 1 << dice.randrange(8)
-        path.write_bytes(damaged)
-        assert "is damaged" in refusal(path)
-
-
 def test_a_file_of_the_archive_that_became_a_folder_is_refused(path: Path) -> None:
     """One flipped bit, of which there is no CRC: torch would leave the numbers' memory as it is."""
     whole = bytearray(path.read_bytes())
@@ -217,10 +203,6 @@ def test_a_newer_checkpoint_says_so(tmp_path: Path) -> None:
     assert "pip install --upgrade" in error
 
 
-def without(name: str) -> dict[str, torch.Tensor]:
-    return {key: value for key, value in made().model.items() if key != name}
-
-
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
@@ -229,7 +211,7 @@ def without(name: str) -> dict[str, torch.Tensor]:
             "1.weight has shape (2, 784), but in the model of its config (8, 784)",
         ),
         ({"config": made().config | {"model": {"name": "cnn"}}}, "it has no conv1.weight"),
-        ({"model": without("1.bias")}, "it has no 1.bias"),
+        ({"model": {"1.weight": made().model["1.weight"]}}, "it has no 1.bias"),
         ({"model": made().model | {"5.bias": torch.ones(1)}}, "it has 5.bias, which the model of"),
         ({"model": made().model | {"\x1b[2J\r\nok: ": torch.ones(1)}}, "ok: "),
         (
