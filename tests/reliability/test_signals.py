@@ -32,7 +32,7 @@ from tests.reliability.crash import contents
 from tests.reliability.forked import Command, alive, calls, until
 
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
-GIVES_UP = 5.0  # seconds after the signal within which a command has ended
+GIVES_UP = 10.0  # seconds after the signal within which a command has ended
 EPOCHS = 3
 # 112 training images in 4 batches, so 4 steps an epoch
 SMALL = ("data={name: synthetic, size: 140, batch_size: 32}", f"train.epochs={EPOCHS}")
