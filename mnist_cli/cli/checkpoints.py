@@ -146,7 +146,7 @@ def _find_checkpoint(path: Path, root: Path, human: Console) -> Path:
         human.print(f"{path} is not here; taking the newest: {newest}")
         return newest
     hint = "`mnist runs list` shows the runs there are"
-    raise CheckpointError(f"{path}: there is no such file", hint)
+    raise CheckpointError(f"{path}: there is no such file or run", hint)
 
 
 def _checkpoint_config(

@@ -12,7 +12,6 @@ import shlex
 import stat
 import warnings
 import zipfile
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -199,7 +198,7 @@ def _misfit(content: Values) -> str | None:
     return _difference(model, content["model"])
 
 
-def _difference(model: nn.Module, state: Mapping[str, Tensor]) -> str | None:
+def _difference(model: nn.Module, state: dict[str, Tensor]) -> str | None:
     """The first difference in name or shape between a module's state and another."""
     own = model.state_dict()
     for name in [*own, *state]:
