@@ -211,7 +211,7 @@ def test_interrupted_while_it_fetches(
     monkeypatch.setattr("tempfile.tempdir", None)
     monkeypatch.setattr("sys.executable", str(pip))
     torchvision = SimpleNamespace(datasets=SimpleNamespace(MNIST=Mirror))
-    monkeypatch.setitem(sys.modules, "torchvision", torchvision)  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "torchvision", torchvision)
     monkeypatch.delenv("MNIST_OFFLINE")
     if where == "mirror":
         ended = struck(tmp_path, ("train",), at_call(sources, "download"), number)
@@ -220,7 +220,6 @@ def test_interrupted_while_it_fetches(
         pid = int(Path(f"{pip}.pid").read_text())
         until(lambda: not alive(pid), 2)
     assert ended.code == CODES[number]
-    assert "asking torchvision's download" in ended.err
     assert ended.err.splitlines()[-1].startswith("interrupted")
     assert not list(scratch.iterdir())
     assert not (tmp_path / "runs").exists()
