@@ -58,41 +58,15 @@ def at_call(owner: Any, name: str, at: int = 1) -> When:
     return partial(calls, owner, name, at)
 
 
-def at_write(name: str, at: int = 1, how: str = "replace") -> When:
+def at_write(file: str, at: int = 1, how: str = "replace") -> When:
     """When a file of this name is written for that time."""
-
-    def when(then: Then) -> None:
-        whole, left = getattr(durable, how), at
-
-        def spy(path: Path, content: bytes) -> None:
-            nonlocal left
-            left -= path.name == name
-            if path.name == name and not left:
-                then()
-            whole(path, content)
-
-        setattr(durable, how, spy)
-
-    return when
+    return partial(calls, durable, how, at, counted=lambda path, _: path.name == file)
 
 
 def at_step(number: int, at: int = 1) -> When:
     """When a stack, the one of that number, has done so many steps."""
-
-    def when(then: Then) -> None:
-        left = at
-
-        def spy(self: object, name: str, value: object) -> None:
-            nonlocal left
-            object.__setattr__(self, name, value)
-            if (name, value) == ("step", number):
-                left -= 1
-                if not left:
-                    then()
-
-        loop.Training.__setattr__ = spy  # type: ignore[method-assign]
-
-    return when
+    step = ("step", number)
+    return partial(calls, loop.Training, "__setattr__", at, counted=lambda _, *to: to == step)
 
 
 def struck(folder: Path, argv: tuple[str, ...], when: When, number: int) -> Ended:
@@ -204,8 +178,8 @@ def test_interrupted_while_it_fetches(
     scratch, pip = tmp_path / "scratch", tmp_path / "pip"
     scratch.mkdir()
     # A pip that outlives every signal but one, and which interrupts who started it.
-    lines = ["#!/bin/sh", f"echo $$ > {pip}.pid", "trap '' INT TERM", f"kill -{int(number)} $PPID"]
-    pip.write_text("\n".join([*lines, "exec sleep 60", ""]))
+    lines = [f"echo $$ > {pip}.pid", "trap '' INT TERM", "sleep 0.2", f"kill -{int(number)} $PPID"]
+    pip.write_text("\n".join(["#!/bin/sh", *lines, "exec sleep 60", ""]))
     pip.chmod(0o700)
     monkeypatch.setenv("TMPDIR", str(scratch))
     monkeypatch.setattr("tempfile.tempdir", None)
