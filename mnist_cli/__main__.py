@@ -1,23 +1,30 @@
 """The command `mnist`, also as `python -m mnist_cli`."""
 
+import os
+import signal
 import sys
-from typing import NoReturn
 
-from mnist_cli.runs import interrupts
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-def main() -> NoReturn:
-    """Runs the command line of this process."""
-    interrupts.listen()
+def main() -> None:
+    """Runs the command line of this process, and exits with its code.
+
+    Until a command has something to save (see `runs.interrupts`), Ctrl-C and SIGTERM end the
+    process at once and in silence: an exception in the midst of imports would be shown as a
+    traceback, or abort the process inside a library that is being loaded.
+    """
+    for number in SIGNALS:  # before anything else is imported
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, lambda number, _: os._exit(128 + number))
+    from mnist_cli.cli import run_command  # noqa: PLC0415
+
     try:
-        # Imported here, so that Ctrl-C during the first tenths of a second is no traceback either.
-        from mnist_cli.cli import run_command  # noqa: PLC0415
-
         code = run_command(sys.argv[1:])
-    except (KeyboardInterrupt, interrupts.Terminated) as interruption:
-        print("interrupted", file=sys.stderr)  # noqa: T201
-        code = 130 if isinstance(interruption, KeyboardInterrupt) else 143
-    interrupts.ignore()
+    except KeyboardInterrupt:  # it came while the command was ending
+        code = 130
+    for number in SIGNALS:  # nothing is left that could be interrupted
+        signal.signal(number, signal.SIG_IGN)
     sys.exit(code)
 
 

@@ -1,4 +1,11 @@
-"""Every way `mnist` can fail that is somebody's to mend, and the exit code of each.
+"""Every error that a user can do something about, and the exit code of each.
+
+    MnistError            1
+        RunError          1  a run failed, or every run diverged
+        UsageError        2  the command line or the config
+        SweepError        3  a sweep with failed trials
+        DataError         4  a data set
+        CheckpointError   5  a checkpoint, or weights trained elsewhere
 
 A user sees one line `error: ...` and, where there is something to do about it, one line `hint:
 ...`.
@@ -7,7 +14,7 @@ A user sees one line `error: ...` and, where there is something to do about it, 
 import errno
 from typing import ClassVar
 
-# Somebody wants it to end: Ctrl-C, SIGTERM, or a consumer that stops asking for more.
+# Not failures: Ctrl-C, SIGTERM, and a consumer that closes a generator.
 INTERRUPTIONS = (KeyboardInterrupt, SystemExit, GeneratorExit)
 
 
@@ -46,19 +53,19 @@ class SweepError(MnistError):
 
 
 class DataError(MnistError):
-    """A data set is missing, or is not what it should be."""
+    """A data set is missing or damaged."""
 
     exit_code = 4
 
 
 class CheckpointError(MnistError):
-    """A checkpoint cannot be trusted or does not fit."""
+    """A checkpoint is missing, damaged or unsafe, or is not of this model."""
 
     exit_code = 5
 
 
 def in_words(error: BaseException) -> str:
-    """What somebody else's exception says, in one line: of the system's, which file and why."""
+    """One line that says what an exception of Python's or torch's is about; of a file, which."""
     if isinstance(error, OSError) and error.filename and error.strerror:
         return f"{error.filename}: {error.strerror}"
     if _is_out_of_memory(error):
@@ -67,7 +74,7 @@ def in_words(error: BaseException) -> str:
 
 
 def remedy(error: BaseException) -> str | None:
-    """What to do about an error of the system, if that is known."""
+    """A hint what to do about an error of the operating system, if one is known."""
     if _is_out_of_memory(error):
         return "take a smaller batch (--batch-size) or a smaller model"
     full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -81,10 +88,11 @@ def remedy(error: BaseException) -> str | None:
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
-    # torch has no type for it on a CPU, and for sizes beyond all memory words of their own.
-    words = (
+    # On a CPU torch has no type for it, and other messages for sizes beyond all memory.
+    messages = (
         *("can't allocate memory", "not enough memory", "out of memory"),
         *("calculation overflowed", "Overflow when unpacking", "multiplication overflow"),
     )
-    told = isinstance(error, RuntimeError | TypeError) and any(w in str(error) for w in words)
-    return told or isinstance(error, MemoryError)
+    if isinstance(error, RuntimeError | TypeError):
+        return any(message in str(error) for message in messages)
+    return isinstance(error, MemoryError)

@@ -46,7 +46,6 @@ def run_command(argv: Sequence[str]) -> int:
         The exit code.
     """
     debug = "--debug" in argv
-    interrupts.listen()
     try:
         code = app(
             [argument for argument in argv if argument != "--debug"],

@@ -11,6 +11,7 @@ from rich.progress import Progress
 from mnist_cli.cli.options import Device, Json
 from mnist_cli.cli.screen import console, human_console, print_json
 from mnist_cli.errors import UsageError
+from mnist_cli.runs import interrupts
 
 BUSY = 0.3  # cores that other work may have before it is worth a note
 
@@ -50,6 +51,7 @@ def bench(
     where, errors = resolve_device(device or "auto"), console(stderr=True)
     # Nothing refreshes by itself: it would run while something is measured.
     quiet = not errors.is_terminal
+    interrupts.listen()
     with Progress(console=errors, transient=True, auto_refresh=False, disable=quiet) as bar:
         results = benches.bench(cases, where, bar.track, 1 if quick else rounds, quick=quick)
     human = human_console(as_json)

@@ -1,50 +1,36 @@
 """`mnist eval`, `mnist predict` and `mnist import`: what is done with weights."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
 from mnist_cli import config as configs
-from mnist_cli.cli.options import (
-    CheckpointOption,
-    ConfigOption,
-    Device,
-    Json,
-    Overrides,
-    RunsDir,
-    SplitName,
-    given,
-)
-from mnist_cli.cli.screen import (
-    console,
-    human_console,
-    print_json,
-    say_error,
-    tell_checkpoint,
-    tell_origin,
-)
+from mnist_cli.cli import options as opt
+from mnist_cli.cli import screen
+from mnist_cli.cli.screen import console, human_console, print_json
 from mnist_cli.config import Config, Flag
 from mnist_cli.errors import CheckpointError, UsageError
-from mnist_cli.runs import store
+from mnist_cli.runs import interrupts, store
 
 if TYPE_CHECKING:
     from mnist_cli.data import pictures
 
 
 def evaluate(
-    overrides: Overrides = None,
-    checkpoint: CheckpointOption = Path("best.pt"),
-    split: Annotated[SplitName, typer.Option("--split", help="Which images.")] = "test",
-    device: Device = None,
-    runs_dir: RunsDir = None,
-    as_json: Json = False,
+    overrides: opt.Overrides = None,
+    checkpoint: opt.CheckpointOption = Path("best.pt"),
+    split: Annotated[opt.SplitName, typer.Option("--split", help="Which images.")] = "test",
+    device: opt.Device = None,
+    runs_dir: opt.RunsDir = None,
+    as_json: opt.Json = False,
 ) -> None:
-    """Measure a checkpoint. It knows its own config; data.* and train.device may be set anew.
+    """Evaluate a checkpoint. It knows its own config; data.* and train.device may be set anew.
 
-    A bare file name that is not here is that file of the newest run or sweep.
+    It may be given as a run's name or folder; a file name that is not here is that of the newest.
     """
     human = human_console(as_json)
     path = _find_checkpoint(checkpoint, store.runs_root(runs_dir), human)
@@ -52,35 +38,28 @@ def evaluate(
     from mnist_cli.report import tables
     from mnist_cli.runs import checkpoint as checkpoints
     from mnist_cli.runs.datasets import Datasets
-    from mnist_cli.runs.evaluate import measure
+    from mnist_cli.runs.evaluate import evaluate
 
+    interrupts.listen()
     state = checkpoints.load(path)
-    settings = _checkpoint_config(state.config, path, overrides or (), given(device=device))
-    loss, accuracy, count = measure(state, settings, split, Datasets(console(stderr=True).print))
+    settings = _checkpoint_config(state.config, path, overrides or (), opt.given(device=device))
+    loss, accuracy, count = evaluate(state, settings, split, Datasets(console(stderr=True).print))
     data = settings.data
     human.print(
         f"{split} accuracy {tables.percent(accuracy)}, loss {tables.loss(loss)} "
         f"({count:,} images, {data.name} {data.split} split)"
     )
     if as_json:
-        print_json(
-            {
-                "checkpoint": str(path),
-                "data": data.name,
-                "split": split,
-                "n": count,
-                "loss": loss,
-                "acc": accuracy,
-            }
-        )
+        figures = {"split": split, "n": count, "loss": loss, "acc": accuracy}
+        print_json({"checkpoint": str(path), "data": data.name, **figures})
 
 
 def predict(
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Picture files.")],
-    checkpoint: CheckpointOption = Path("best.pt"),
-    device: Device = None,
-    runs_dir: RunsDir = None,
-    as_json: Json = False,
+    checkpoint: opt.CheckpointOption = Path("best.pt"),
+    device: opt.Device = None,
+    runs_dir: opt.RunsDir = None,
+    as_json: opt.Json = False,
 ) -> None:
     """Say what a checkpoint takes your own pictures for.
 
@@ -98,28 +77,22 @@ def predict(
     from mnist_cli.runs.evaluate import predict
 
     state = checkpoints.load(path)
-    settings = _checkpoint_config(state.config, path, (), given(device=device))
+    settings = _checkpoint_config(state.config, path, (), opt.given(device=device))
     shape, _ = form(settings.data)
     prepared = [_prepared(image, settings.data.name, shape) for image in images]
     read = [pixels for pixels in prepared if not isinstance(pixels, UsageError)]
     found = iter(predict(state, settings, np.stack(read)) if read else ())
-    rows: list[dict[str, Any]] = []
+    rows: list[dict[str, object]] = []
     for image, pixels in zip(images, prepared, strict=True):
         if isinstance(pixels, UsageError):
-            say_error(pixels)
+            screen.say_error(pixels)
             rows.append({"image": str(image), "error": pixels.message})
             continue
         probabilities = next(found)
         human.print(tables.prediction(str(image), probabilities))
         top = max(probabilities, key=probabilities.__getitem__)
-        rows.append(
-            {
-                "image": str(image),
-                "class": top,
-                "probability": probabilities[top],
-                "probabilities": probabilities,
-            }
-        )
+        prediction = {"class": top, "probability": probabilities[top]}
+        rows.append({"image": str(image), **prediction, "probabilities": probabilities})
     if as_json:
         print_json(rows)
     if len(read) < len(images):
@@ -134,10 +107,10 @@ def import_weights(
             help="A pickled dict of NumPy arrays, .npz, .safetensors, or a torch state dict.",
         ),
     ],
-    overrides: Overrides = None,
-    config: ConfigOption = None,
-    runs_dir: RunsDir = None,
-    as_json: Json = False,
+    overrides: opt.Overrides = None,
+    config: opt.ConfigOption = None,
+    runs_dir: opt.RunsDir = None,
+    as_json: opt.Json = False,
 ) -> None:
     """Make weights trained elsewhere a checkpoint of the config's model; no code of them runs.
 
@@ -146,34 +119,38 @@ def import_weights(
     """
     loaded = configs.load(config, overrides or ())
     human = human_console(as_json)
-    tell_origin(loaded)
+    screen.tell_origin(loaded)
 
-    from mnist_cli.runs import import_weights as foreign
+    from mnist_cli.runs.import_weights import import_weights, read
 
-    found = foreign.read(weights)
-    folder, rounded = foreign.adopt(found, loaded.config, store.runs_root(runs_dir))
-    told = f"{weights} ({found.format}, {len(found.tensors)} arrays)"
-    human.print(f"{folder.name}: the {loaded.config.model.name} of {told}")
+    interrupts.listen()
+    found = read(weights)
+    folder, rounded = import_weights(found, loaded.config, store.runs_root(runs_dir))
+    source = f"{weights} ({found.format}, {len(found.tensors)} arrays)"
+    human.print(f"{folder.name}: the {loaded.config.model.name} of {source}")
     if rounded:
         human.print(f"note: they were rounded to {loaded.config.train.precision}")
-    tell_checkpoint(human, folder.best)
+    screen.tell_checkpoint(human, folder.best)
     if as_json:
         print_json(folder.summary())
 
 
 def _find_checkpoint(path: Path, root: Path, human: Console) -> Path:
-    """That file; or if it is not there and is a bare name, that file of the newest run."""
+    """That file; or the best of a run, by its name or folder; or a file of the newest run."""
+    if not path.is_file():
+        with suppress(UsageError):
+            return store.find(root, str(path)).best
     if path.exists() or path.is_symlink():
         return path
     if path.name == str(path) and (newest := store.newest_checkpoint(root, path.name)):
         human.print(f"{path} is not here; taking the newest: {newest}")
         return newest
     hint = "`mnist runs list` shows the runs there are"
-    raise CheckpointError(f"{path}: there is no such file", hint)
+    raise CheckpointError(f"{path}: there is no such file or run", hint)
 
 
 def _checkpoint_config(
-    saved: dict[str, Any], path: Path, overrides: Sequence[str], flags: Sequence[Flag]
+    saved: Mapping[str, object], path: Path, overrides: Sequence[str], flags: Sequence[Flag]
 ) -> Config:
     """The config of a checkpoint with what may be set anew: its device and its data.
 

@@ -9,6 +9,7 @@ from mnist_cli import config as configs
 from mnist_cli.cli.options import ConfigOption, Json, Overrides, SplitName
 from mnist_cli.cli.screen import console, print_json
 from mnist_cli.errors import UsageError
+from mnist_cli.runs import interrupts
 
 app = typer.Typer(
     rich_markup_mode=None, no_args_is_help=True, help="Fetch data sets, verify and look at them."
@@ -60,6 +61,7 @@ def data_fetch(
     from mnist_cli.data.prepared import fetch
 
     _known_data(name)
+    interrupts.listen()
     path = fetch(name, source_dir=source, force=force, report=console(stderr=True).print)
     print(f"{name}: ready: {path}")
 
@@ -106,6 +108,7 @@ def data_show(
     from mnist_cli.data.dataset import load
     from mnist_cli.report import plots, tables
 
+    interrupts.listen()
     data = load(settings.data, torch.device("cpu"), console(stderr=True).print)
     images = data.split(split)
     pixels = images.images[:count].numpy()

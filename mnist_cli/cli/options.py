@@ -49,7 +49,10 @@ Workers = Annotated[
     typer.Option("--workers", metavar="N", min=1, help="Processes to train in [as many as pay]."),
 ]
 CheckpointOption = Annotated[
-    Path, typer.Option("--checkpoint", metavar="FILE", help="A best.pt or last.pt.")
+    Path,
+    typer.Option(
+        "--checkpoint", metavar="FILE|RUN", help="A best.pt or last.pt, or a run: its best."
+    ),
 ]
 SplitName = Literal["train", "val", "test"]
 

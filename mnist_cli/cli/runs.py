@@ -8,7 +8,7 @@ import typer
 from mnist_cli import config as configs
 from mnist_cli.cli.options import Json, RunsDir, SplitName
 from mnist_cli.cli.screen import console, print_json
-from mnist_cli.runs import store
+from mnist_cli.runs import interrupts, store
 
 app = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help="Look at the runs there are.")
 
@@ -72,6 +72,7 @@ def plot(
     from mnist_cli.runs.datasets import Datasets
     from mnist_cli.runs.evaluate import classify
 
+    interrupts.listen()
     drawn = plots.draw(folder)
     if folder.best.exists():
         state = checkpoints.load(folder.best)

@@ -39,6 +39,7 @@ class _Session:
     def start(cls, as_json: bool) -> Self:
         from mnist_cli.runs.datasets import Datasets
 
+        interrupts.listen()
         return cls(Datasets(console(stderr=True).print), human_console(as_json), as_json)
 
     def show(self, document: Any, *lines: str) -> None:

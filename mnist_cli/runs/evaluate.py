@@ -1,4 +1,4 @@
-"""Using a checkpoint: what it scores on a split, what it makes of images, what it gets wrong."""
+"""Using a checkpoint: its loss and accuracy on a split, its predictions, its mistakes."""
 
 from dataclasses import dataclass
 
@@ -7,8 +7,8 @@ import torch
 
 from mnist_cli.config import Config
 from mnist_cli.data.dataset import Split, form, scale
+from mnist_cli.engine import loop
 from mnist_cli.engine.device import resolve_device
-from mnist_cli.engine.loop import evaluate, probabilities
 from mnist_cli.engine.stack import Stack
 from mnist_cli.models.losses import LOSSES
 from mnist_cli.models.modules import build
@@ -34,7 +34,7 @@ def restore(state: Checkpoint, config: Config) -> Stack:
     return Stack([model], resolve_device(config.train.device), config.train.precision)
 
 
-def measure(
+def evaluate(
     state: Checkpoint, config: Config, split: str, datasets: Datasets
 ) -> tuple[float, float, int]:
     """Loss and accuracy of a checkpoint on one split.
@@ -55,12 +55,12 @@ def measure(
     stack = restore(state, config)
     data = datasets.get(config)
     images = data.split(split)
-    (loss,), (accuracy,) = evaluate(stack, images, LOSSES[config.loss.name])
+    (loss,), (accuracy,) = loop.evaluate(stack, images, LOSSES[config.loss.name])
     return loss, accuracy, len(images)
 
 
 def predict(state: Checkpoint, config: Config, images: np.ndarray) -> list[dict[str, float]]:
-    """What a checkpoint takes images for.
+    """The probability that a checkpoint gives each class, for each image.
 
     Args:
         state: the checkpoint.
@@ -76,15 +76,15 @@ def predict(state: Checkpoint, config: Config, images: np.ndarray) -> list[dict[
     """
     stack = restore(state, config)
     pixels = torch.from_numpy(images).to(stack.device)
-    nobody_knows = torch.zeros(len(pixels), dtype=torch.int64, device=stack.device)
-    (rows,) = probabilities(stack, Split(pixels, nobody_knows, scale(config.data))).tolist()
+    labels = torch.zeros(len(pixels), dtype=torch.int64, device=stack.device)  # unknown, unused
+    (rows,) = loop.probabilities(stack, Split(pixels, labels, scale(config.data))).tolist()
     classes = form(config.data)[1]
     return [dict(zip(classes, row, strict=True)) for row in rows]
 
 
 @dataclass(frozen=True)
 class Classified:
-    """What a checkpoint makes of a split.
+    """The predictions of a checkpoint on a split.
 
     Attributes:
         images: uint8, shape (n, channels, height, width).
@@ -102,23 +102,23 @@ class Classified:
 
     @property
     def counts(self) -> np.ndarray:
-        """How often each class (rows) was taken for each (columns), shape (classes, classes)."""
+        """The confusion matrix: true classes in rows, predicted in columns."""
         table = np.zeros((len(self.classes), len(self.classes)), np.int64)
         np.add.at(table, (self.labels, self.guesses), 1)
         return table
 
     def mistakes(self, most: int) -> np.ndarray:
-        """Where the mistakes are that it was surest of, surest first, `most` at most."""
+        """Indices of the most confident mistakes, the most confident first, `most` at most."""
         wrong = np.flatnonzero(self.labels != self.guesses)
         return wrong[np.argsort(-self.confidences[wrong], kind="stable")][:most]
 
 
 def classify(state: Checkpoint, config: Config, split: str, datasets: Datasets) -> Classified:
-    """Every image of a split as a checkpoint sees it; arguments and errors as `measure`."""
+    """The predictions of a checkpoint on a split; arguments and errors as `evaluate`."""
     stack = restore(state, config)
     data = datasets.get(config)
     images = data.split(split)
-    confidences, guesses = probabilities(stack, images)[0].max(-1)
+    confidences, guesses = loop.probabilities(stack, images)[0].max(-1)
     return Classified(
         images=images.images.cpu().numpy(),
         labels=images.labels.cpu().numpy(),

@@ -1,6 +1,6 @@
-"""Ctrl-C and SIGTERM: the first is an exception, so that what runs can be saved; a second ends it.
+"""Ctrl-C and SIGTERM: the first is raised, so that what runs can be saved; a second ends it.
 
-Whoever is in the middle of something that is worth finishing holds them off for that moment.
+A block that must be finished once it has begun holds them off for that moment.
 """
 
 import os
@@ -19,53 +19,52 @@ class Terminated(SystemExit):
 
 @dataclass
 class _State:
-    heard: int = 0  # the first signal that came
+    received: int = 0  # the first signal
     held: int = 0  # how many blocks want to be finished first
     raised: bool = False
-    patient: bool = False  # whether a second signal is nothing new
+    is_worker: bool = False
 
 
 _state = _State()
 
 
 def listen() -> None:
-    """From now on Ctrl-C and SIGTERM interrupt; those that were to be ignored still are."""
+    """From now on the first Ctrl-C or SIGTERM is raised; a signal that was ignored still is.
+
+    A command calls it when it has something to save or to clean up, after what it imports.
+    """
+    if signal.getsignal(signal.SIGTERM) is _handle:
+        return
     vars(_state).update(vars(_State()))
     for number in (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, _hear)
+            signal.signal(number, _handle)
 
 
 def listen_as_worker() -> None:
-    """The same for a process whose parent decides: Ctrl-C reaches it too, and SIGTERM tells."""
-    vars(_state).update(vars(_State(patient=True)))
+    """The same for a worker, which its parent ends by SIGTERM: Ctrl-C reaches both of them."""
+    vars(_state).update(vars(_State(is_worker=True)))
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, _hear)
-
-
-def ignore() -> None:
-    """Nothing is left that could be interrupted."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _handle)
 
 
 @contextmanager
 def held() -> Iterator[None]:
-    """What is begun in this block is finished before an interruption is raised."""
+    """What is begun in this block is finished before a signal is raised."""
     _state.held += 1
     try:
         yield
     finally:
         _state.held -= 1
-        if _state.heard:
+        if _state.received:
             _raise()
 
 
-def _hear(number: int, _frame: object) -> None:
-    if not _state.heard:
-        _state.heard = number
+def _handle(number: int, _frame: object) -> None:
+    if not _state.received:
+        _state.received = number
         _raise()
-    elif not _state.patient:
+    elif not _state.is_worker:
         if sys.stderr and sys.stderr.isatty():
             os.write(sys.stderr.fileno(), RESTORE_CURSOR)
         os._exit(128 + number)  # every file is whole at every moment, and workers end by themselves
@@ -75,6 +74,6 @@ def _raise() -> None:
     if _state.held or _state.raised:
         return
     _state.raised = True
-    if _state.heard == signal.SIGINT:
+    if _state.received == signal.SIGINT:
         raise KeyboardInterrupt
-    raise Terminated(128 + _state.heard)
+    raise Terminated(128 + _state.received)

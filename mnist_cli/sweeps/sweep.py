@@ -18,7 +18,7 @@ from mnist_cli.runs import checkpoint as checkpoints
 from mnist_cli.runs import interrupts, store
 from mnist_cli.runs import run as runs
 from mnist_cli.runs.datasets import Datasets
-from mnist_cli.runs.evaluate import measure
+from mnist_cli.runs.evaluate import evaluate
 from mnist_cli.runs.run import Run
 from mnist_cli.runs.store import Meta, Row, RunDirectory, Status, Summary
 from mnist_cli.sweeps.driver import drive
@@ -250,7 +250,7 @@ def _finish(sweep: Sweep, datasets: Datasets) -> None:
     weights = hashlib.sha256(content).hexdigest()
     tested = sweep.meta.get("tested", {})
     if tested.get("sha256") != weights:
-        loss, accuracy, _ = measure(state, best.config, "test", datasets)
+        loss, accuracy, _ = evaluate(state, best.config, "test", datasets)
         tested = {"sha256": weights, "test/loss": loss, "test/acc": accuracy}
         sweep.meta["tested"] = tested
     sweep.test = {key: tested[key] for key in ("test/loss", "test/acc")}

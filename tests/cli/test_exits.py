@@ -133,7 +133,7 @@ def test_1_too_little_memory_outside_of_training(
         raise MemoryError
 
     assert mnist("train", *SMALL).code == 0
-    monkeypatch.setattr("mnist_cli.runs.evaluate.measure", full)
+    monkeypatch.setattr("mnist_cli.runs.evaluate.evaluate", full)
     one_error(mnist("eval"), 1, "^error: there is not enough memory for it$")
 
 
@@ -258,7 +258,7 @@ def test_5_a_checkpoint_that_does_not_fit(mnist: Mnist, tmp_path: Path) -> None:
     content["model"].popitem()
     torch.save(content, best)
     for argv in (("eval",), ("predict", "picture.png"), ("plot", "mlp-0001")):
-        one_error(mnist(*argv), 5, "damaged")
+        one_error(mnist(*argv), 5, "it has no 3.bias")
 
 
 # ------------------------------------------------------------------------------------- --debug

@@ -137,15 +137,30 @@ def children(pid: int) -> Iterator[int]:
                 yield int(stat.parent.name)
 
 
-def calls(owner: Any, name: str, at: int, then: Callable[[], object]) -> None:
-    """Has the call number `at` (from 1) of a function do something first."""
+def calls(
+    owner: Any,
+    name: str,
+    at: int,
+    then: Callable[[], object],
+    counted: Callable[..., bool] = lambda *_, **__: True,
+) -> None:
+    """Has the call number `at` (from 1) of a function do something first.
+
+    Args:
+        owner: what has the function.
+        name: the function's.
+        at: which call.
+        then: what it does.
+        counted: says of its arguments whether a call counts.
+    """
     whole, count = getattr(owner, name), 0
 
     def spy(*args: Any, **options: Any) -> Any:
         nonlocal count
-        count += 1
-        if count == at:
-            then()
+        if counted(*args, **options):
+            count += 1
+            if count == at:
+                then()
         return whole(*args, **options)
 
     setattr(owner, name, spy)

@@ -169,10 +169,10 @@ def test_a_limit_on_the_size_of_files(laboratory: Laboratory, limit: int, tmp_pa
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A filesystem with room for 200 kB."""
+    """A filesystem with room for 160 kB."""
     place = tmp_path / "disk"
     place.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", str(place)]
+    command = ["mount", "-t", "tmpfs", "-o", "size=160k", "tmpfs", str(place)]
     try:
         subprocess.run(command, check=True, capture_output=True)
     except (OSError, subprocess.CalledProcessError):
