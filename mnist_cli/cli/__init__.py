@@ -3,19 +3,39 @@
 torch is imported inside the commands that need it, so that help and errors come at once.
 """
 
-import errno
 import sys
 import traceback
+from collections import Counter
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand, TyperOption
 
 from mnist_cli import __version__
 from mnist_cli.cli import bench, checkpoints, configs, data, runs, training
-from mnist_cli.cli.screen import say_error
-from mnist_cli.errors import MnistError, UsageError, in_words, remedy
+from mnist_cli.cli.screen import outputs, print_error
+from mnist_cli.errors import UsageError
 from mnist_cli.runs import interrupts
+
+
+class Command(TyperCommand):
+    """A command that refuses an option given twice, of which the first would be ignored."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parses the command line.
+
+        Raises:
+            UsageError: an option that takes one value is given more than once.
+        """
+        _, _, order = self.make_parser(ctx).parse_args(args=list(args))
+        for param, count in Counter(order).items():
+            if isinstance(param, TyperOption) and not (
+                param.multiple or param.is_flag or count == 1
+            ):
+                raise UsageError(f"{param.opts[0]} is given {count} times", "give it once")
+        return super().parse_args(ctx, args)
+
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -39,48 +59,36 @@ app.add_typer(configs.app, name="config")
 app.add_typer(data.app, name="data")
 
 
+for group in (app, runs.app, configs.app, data.app):
+    for command in group.registered_commands:
+        command.cls = Command
+
+
 def run_command(argv: Sequence[str]) -> int:
-    """Runs one command line; every way it can end becomes an exit code and a sentence.
+    """Runs one command line; every way it can end becomes an exit code and a message.
 
     Returns:
         The exit code.
     """
     debug = "--debug" in argv
-    try:
-        code = app(
-            [argument for argument in argv if argument != "--debug"],
-            prog_name="mnist",
-            standalone_mode=False,
-        )
-    except (MnistError, typer.TyperException) as error:
-        if debug:
-            traceback.print_exc()
-        return say_error(error)
-    except interrupts.Terminated:
-        code = 143
-    except SystemExit as ended:
-        return ended.code if isinstance(ended.code, int) else 1
-    except BrokenPipeError:
-        sys.stdout = None  # whoever read it has gone, and Python would complain when it flushes
-        return 1
-    except OSError as error:
-        if debug:
-            traceback.print_exc()
-        if error.errno == errno.ENAMETOOLONG:
-            hint = "give a path that can be"
-            return say_error(UsageError(f"{error.filename}: the name is too long", hint))
-        return say_error(MnistError(in_words(error), remedy(error)))
-    except Exception as error:  # noqa: BLE001 - the last line of defence against a traceback
-        if debug:
-            traceback.print_exc()
-        if known := remedy(error):
-            return say_error(MnistError(in_words(error), known))
-        print(f"error: {type(error).__name__}: {error}", file=sys.stderr)
-        print("hint: this should not happen; --debug shows where it did", file=sys.stderr)
-        return 1
-    if code in (130, 143):
-        print("interrupted: everything that was finished is saved", file=sys.stderr)
-    return code if isinstance(code, int) else 0
+    with outputs():
+        try:
+            code = app(
+                [argument for argument in argv if argument != "--debug"],
+                prog_name="mnist",
+                standalone_mode=False,
+            )
+        except interrupts.Terminated:
+            code = 143
+        except SystemExit as ended:
+            return ended.code if isinstance(ended.code, int) else 1
+        except Exception as error:  # noqa: BLE001 - the last line of defence against a traceback
+            if debug:
+                traceback.print_exc()
+            return print_error(error)
+        if code in (130, 143):
+            print("interrupted: everything that was finished is saved", file=sys.stderr)
+        return code if isinstance(code, int) else 0
 
 
 def _version(asked: bool) -> None:

@@ -85,7 +85,7 @@ def predict(
     rows: list[dict[str, object]] = []
     for image, pixels in zip(images, prepared, strict=True):
         if isinstance(pixels, UsageError):
-            screen.say_error(pixels)
+            screen.print_error(pixels)
             rows.append({"image": str(image), "error": pixels.message})
             continue
         probabilities = next(found)
@@ -119,7 +119,7 @@ def import_weights(
     """
     loaded = configs.load(config, overrides or ())
     human = human_console(as_json)
-    screen.tell_origin(loaded)
+    screen.print_origin(loaded)
 
     from mnist_cli.runs.import_weights import import_weights, read
 
@@ -130,7 +130,7 @@ def import_weights(
     human.print(f"{folder.name}: the {loaded.config.model.name} of {source}")
     if rounded:
         human.print(f"note: they were rounded to {loaded.config.train.precision}")
-    screen.tell_checkpoint(human, folder.best)
+    screen.print_checkpoint(human, folder.best)
     if as_json:
         print_json(folder.summary())
 

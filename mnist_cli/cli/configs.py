@@ -7,7 +7,7 @@ import typer
 
 from mnist_cli import config as configs
 from mnist_cli.cli.options import ConfigOption, Json, Overrides
-from mnist_cli.cli.screen import console, print_json, say_error
+from mnist_cli.cli.screen import console, print_error, print_json
 from mnist_cli.data import durable
 from mnist_cli.errors import MnistError, UsageError
 
@@ -54,7 +54,7 @@ def config_check(
             print(f"{file}: ok")
         except MnistError as error:
             broken += 1
-            say_error(error)
+            print_error(error)
     if broken:
         raise UsageError(f"{broken} of {len(files)} configs cannot be used")
 

@@ -1,30 +1,118 @@
-"""Where words go: results to stdout, everything on the way to stderr, values never as markup."""
+"""Where text goes: results to stdout, everything on the way to stderr, `--json` alone on stdout.
 
+Names and values come from other people's files. So nothing is read as rich's markup, and what a
+terminal would act on is shown as an escape, here and nowhere else.
+"""
+
+import errno
+import io
 import json
 import os
+import re
 import shlex
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO, cast
 
 import typer
 from rich.console import Console
-from rich.measure import Measurement
 from rich.table import Table
+from rich.text import Text
 
 from mnist_cli.config import ConfigError, Loaded
-from mnist_cli.errors import MnistError, UsageError
+from mnist_cli.errors import MnistError, UsageError, in_words, remedy
 from mnist_cli.runs import store
+
+# C0 and C1 controls but for tab and newline, marks that turn the direction of text (Unicode
+# TR 36, "bidirectional text spoofing"), line separators, and halves of characters.
+UNSAFE = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+
+
+def printable(text: str) -> str:
+    """Text that a terminal shows and does not obey; its escapes are also those of JSON and YAML."""
+    return UNSAFE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+class Output:
+    """A standard stream of a command: safe to print anything to, and never a reason to fail.
+
+    If it cannot be written (its reader has gone, its disk is full), what is printed is dropped from
+    then on, and the command goes on.
+
+    Args:
+        stream: where to.
+        escaped: whether text is made printable first.
+    """
+
+    def __init__(self, stream: TextIO, *, escaped: bool = True) -> None:
+        self._stream = stream
+        self._escaped = escaped
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def unescaped(self) -> TextIO:
+        """The same stream for rich, whose colours are control characters too."""
+        return cast("TextIO", Output(self._stream, escaped=False))
+
+    def write(self, text: str) -> int:
+        """Writes text; returns its length."""
+        self._attempt(lambda: self._stream.write(printable(text) if self._escaped else text))
+        return len(text)
+
+    def flush(self) -> None:
+        """Writes what is buffered."""
+        self._attempt(self._stream.flush)
+
+    def _attempt(self, action: Callable[[], object]) -> None:
+        try:
+            action()
+        except OSError as error:
+            with suppress(OSError):  # as in Python's documentation of SIGPIPE
+                number = self._stream.fileno()
+                devnull = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(devnull, number)
+                os.close(devnull)
+                if error.errno != errno.EPIPE:
+                    print(f"warning: output is lost: {in_words(error)}", file=sys.stderr)
+
+
+@contextmanager
+def outputs() -> Iterator[None]:
+    """Makes an `Output` of stdout and of stderr while a command runs, also where they are closed.
+
+    Characters that the encoding of stdout lacks become `?`; those of stderr are escaped anyway.
+    """
+    before = sys.stdout, sys.stderr
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
+    with ExitStack() as opened:
+        sys.stdout, sys.stderr = (
+            cast("TextIO", Output(stream or opened.enter_context(Path(os.devnull).open("w"))))
+            for stream in before
+        )
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            sys.stdout, sys.stderr = before
 
 
 class _Console(Console):
-    """A console that leaves lines of text whole, and tables too: a cut figure is a wrong one."""
+    """A console that leaves lines and tables whole (a cut figure is a wrong one), and is safe."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str(printable(text), **options)
 
     def print(self, *objects: Any, **options: Any) -> None:
         width = self.width
-        if len(objects) == 1 and isinstance(objects[0], Table):
-            unbounded = self.options.update(max_width=1000)
-            self.width = max(width, Measurement.get(self, unbounded, objects[0]).maximum)
+        if any(isinstance(each, Table) for each in objects):
+            self.width = max(width, 1000)  # as a bound: a table takes what it needs
         lines = all(isinstance(each, str) for each in objects)
         super().print(*objects, **{"soft_wrap": lines, **options})
         self.width = width
@@ -33,9 +121,8 @@ class _Console(Console):
 def console(stderr: bool = False) -> Console:
     """A console on the streams as they are now; what it prints is never read as markup."""
     stream = sys.stderr if stderr else sys.stdout
-    # rich would take 80 columns for a file or a pipe; tables may have more there.
-    width = None if stream.isatty() or "COLUMNS" in os.environ else 120
-    return _Console(file=stream, width=width, highlight=False, markup=False, emoji=False)
+    file = stream.unescaped() if isinstance(stream, Output) else stream
+    return _Console(file=file, highlight=False, markup=False, emoji=False)
 
 
 def human_console(as_json: bool) -> Console:
@@ -48,39 +135,45 @@ def print_json(value: Any) -> None:
     print(json.dumps(store.finite(value), indent=2))
 
 
-def tell_checkpoint(human: Console, path: Path) -> None:
+def print_checkpoint(human: Console, path: Path) -> None:
     """Where the best weights are, and how to measure them."""
     human.print(f"best checkpoint: {path}")
     human.print(f"to evaluate it:  mnist eval --checkpoint {shlex.quote(str(path))}")
 
 
-def say_error(error: MnistError | typer.TyperException) -> int:
+def print_error(error: Exception) -> int:
     """Prints an error as a user sees it; returns its exit code."""
-    if isinstance(error, typer.TyperException) and error.format_message().startswith("Usage:"):
-        print(error.format_message(), file=sys.stderr)  # a group of commands alone: its help
-        return 2
+    known = _explained(error)
+    # The problems of a config each come with their place, so each stands as it is; and a group of
+    # commands alone shows its help.
+    whole = isinstance(known, ConfigError) or known.message.startswith("Usage:")
+    print(known.message if whole else f"error: {known.message}", file=sys.stderr)
+    if known.hint:
+        print(f"hint: {known.hint}", file=sys.stderr)
+    return known.exit_code
+
+
+def _explained(error: Exception) -> MnistError:
+    if isinstance(error, MnistError):
+        return error
     if isinstance(error, typer.TyperException):
-        error = UsageError(
-            error.format_message(), "`mnist --help` and `mnist COMMAND --help` tell more"
-        )
-    # The problems of a config each come with their place, so each stands as it is.
-    prefix = "" if isinstance(error, ConfigError) else "error: "
-    print(prefix + error.message, file=sys.stderr)
-    if error.hint:
-        print(f"hint: {error.hint}", file=sys.stderr)
-    return error.exit_code
+        text = error.format_message()
+        hint = "`mnist --help` and `mnist COMMAND --help` list what there is"
+        return UsageError(text, None if text.startswith("Usage:") else hint)
+    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+        return UsageError(f"{error.filename}: the name is too long", "give a shorter path")
+    if isinstance(error, OSError) or remedy(error):
+        return MnistError(in_words(error), remedy(error))
+    hint = "this should not happen; --debug shows where it did"
+    return MnistError(f"{type(error).__name__}: {error}", hint)
 
 
-def tell_origin(loaded: Loaded) -> None:
+def print_origin(loaded: Loaded) -> None:
     """Says what was chosen where more than one thing could have been meant."""
     human = console(stderr=True)
     if loaded.is_preset:
         human.print(f"config: the shipped {loaded.origin}")
     for key in loaded.axes_dropped:
         human.print(f"{key} is not swept as the config says: its whole section is swept")
-    if loaded.reference_dropped_by:
-        keys = loaded.reference_dropped_by
-        # Another optimizer has other settings: its name says it.
-        named = {key.removesuffix(".name") for key in keys if key.endswith(".name")}
-        told = [key for key in keys if key.endswith(".name") or key.split(".")[0] not in named]
-        human.print(f"published figures are of another experiment, by {', '.join(told)}: not shown")
+    if sections := dict.fromkeys(key.split(".")[0] for key in loaded.reference_dropped_by):
+        human.print(f"published figures: not shown, as they are of another {', '.join(sections)}")

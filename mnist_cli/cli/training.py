@@ -12,7 +12,7 @@ from rich.console import Console
 
 from mnist_cli import config as configs
 from mnist_cli.cli import options as opt
-from mnist_cli.cli.screen import console, human_console, print_json, tell_checkpoint, tell_origin
+from mnist_cli.cli.screen import console, human_console, print_checkpoint, print_json, print_origin
 from mnist_cli.config import Config, Flag
 from mnist_cli.errors import MnistError, RunError, SweepError, UsageError, in_words, remedy
 from mnist_cli.report import tables
@@ -232,7 +232,7 @@ def _train_run(run: "Run", plan: "StackPlan", session: _Session) -> None:
     from mnist_cli.sweeps.executors import InProcess
     from mnist_cli.sweeps.jobs import Failed
 
-    display = Display(console(stderr=True), {})
+    display = Display(console(stderr=True), {}, _steps([run], session))
     with display.live(), closing(drive([run], [plan], InProcess(session.datasets))) as events:
         for event in events:
             display.show(event)
@@ -245,7 +245,7 @@ def _train_run(run: "Run", plan: "StackPlan", session: _Session) -> None:
             f"val loss {tables.loss(run.best['val/loss'])}, "
             f"{tables.duration(run.seconds)} in all"
         )
-        tell_checkpoint(session.human, run.folder.best)
+        print_checkpoint(session.human, run.folder.best)
     session.show(summary(run))
     _draw(run.folder)  # last: whoever has no patience for pictures has seen the figures
     if run.status == "diverged":
@@ -276,7 +276,8 @@ def _train_sweep(sweep: "Sweep", plan: "Plan", session: _Session) -> None:
     labels = {
         run.folder.name: trial.settings for run, trial in zip(sweep.runs, sweep.trials, strict=True)
     }
-    display, failures = Display(console(stderr=True), labels), list[Exception]()
+    display = Display(console(stderr=True), labels, _steps(sweep.runs, session))
+    failures: list[Exception] = []
     with (
         display.live(),
         closing(sweeps.run(sweep, plan.stacks, executor, session.datasets)) as events,
@@ -290,7 +291,7 @@ def _train_sweep(sweep: "Sweep", plan: "Plan", session: _Session) -> None:
     _show_reference(session.human, sweep.config, sweep.runs, sweep.test)
     if summary["best"]:
         session.human.print(f"{tables.duration(sweep.seconds)} in all")
-        tell_checkpoint(session.human, sweep.folder.best)
+        print_checkpoint(session.human, sweep.folder.best)
     session.show(summary)
     _draw(sweep.folder)
     failed = [run.folder.name for run in sweep.runs if run.status == "failed"]
@@ -302,6 +303,12 @@ def _train_sweep(sweep: "Sweep", plan: "Plan", session: _Session) -> None:
         ) from cause
     if sweep.status == "diverged":
         raise RunError("every run diverged", "try lower learning rates: --lrs")
+
+
+def _steps(runs: Sequence["Run"], session: _Session) -> int:
+    """How many steps the runs that are still to end have together."""
+    configs = [run.config for run in runs if run.status == "waiting"]
+    return sum(c.steps(len(session.datasets.get(c).split("train"))) for c in configs)
 
 
 def _show_plan(trials: Sequence[Trial], as_json: bool) -> None:
@@ -319,7 +326,7 @@ def _show_plan(trials: Sequence[Trial], as_json: bool) -> None:
 
 
 def _note_choices(loaded: configs.Loaded) -> None:
-    tell_origin(loaded)
+    print_origin(loaded)
     config = loaded.config
     if "official" in {config.data.split, *config.sweep.get("data.split", ())}:
         console(stderr=True).print(

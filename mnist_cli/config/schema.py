@@ -350,6 +350,8 @@ class ReferenceRun(Section):
     tolerance: dict[Metric, NonNegative] | None = None
     """How far a measured figure may lie from the published one, if not as in the whole reference.
     An empty mapping: the figures are shown and not judged."""
+    spread: dict[Metric, NonNegative] = {}
+    """As in the whole reference, where this run's is another."""
 
 
 class Reference(Section):
@@ -358,7 +360,11 @@ class Reference(Section):
     source: Annotated[str, Field(pattern=TEXT_PATTERN)]
     """Where the figures come from."""
     tolerance: dict[Metric, NonNegative] = {}
-    """How far a measured figure may lie from the published one (absolute)."""
+    """How far the mean over seeds may lie from the published figure (absolute)."""
+    spread: dict[Metric, NonNegative] = {}
+    """Standard deviation over seeds, where it is so wide that one run may lie further off."""
+    epochs: Positive | None = None
+    """Of which epoch figures without a list are, if not of the last."""
     runs: Annotated[tuple[ReferenceRun, ...], Field(strict=False)] = ()
     best: Published = {}
     """Figures of the sweep's winner."""

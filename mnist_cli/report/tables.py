@@ -6,6 +6,7 @@ Accuracies are fractions in every file and per cent on every screen.
 import math
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import datetime
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
 
@@ -18,53 +19,48 @@ from rich.text import Text
 from mnist_cli import config as configs
 from mnist_cli.config import Config, MlpModel, Reference
 from mnist_cli.runs.store import RunDirectory
-from mnist_cli.sweeps.stats import Sample, Setting, distinct, rank
+from mnist_cli.sweeps import stats
+from mnist_cli.sweeps.stats import Sample, SeedGroup, Verdict
 
 if TYPE_CHECKING:
     from mnist_cli.sweeps.expand import Trial
 
 Record = Mapping[str, Any]
 
-# The swept settings by which a part of `experiment` says nothing.
-WHOLE = {
-    "model": {"model", "model.name"},
-    "optimizer": {"optimizer", "optimizer.name"},
-    "batch": {"data", "data.batch_size"},
-    "train": {"train", "train.epochs", "train.steps"},
-}
-
-METRICS = {
-    "train/loss": "train loss",
-    "train/acc": "train acc",
-    "val/loss": "val loss",
-    "val/acc": "val acc",
-    "test/loss": "test loss",
-    "test/acc": "test acc",
+MARKS: dict[Verdict, str] = {"winner": "★", "tied": "="}
+LEGEND: dict[Verdict, str] = {
+    "tied": "= cannot be told from the winner",
+    "worse": "the others are worse",
+    "not judged": "settings of which a run diverged are not judged",
 }
 
 
 def table(*columns: str) -> Table:
-    """An empty table in the style of all of them."""
+    """An empty table in the style of all of them; ">" before a name means numbers, on the right."""
     made = Table(box=box.SIMPLE_HEAD)
     for column in columns:
-        # A leading ">" means numbers, which line up on the right.
         made.add_column(column.lstrip(">"), justify="right" if column.startswith(">") else "left")
     return made
 
 
-def value(number: Any) -> str:
+def table_of(rows: Sequence[Mapping[str, RenderableType]], marked: int | None = None) -> Table:
+    """A table whose columns are the keys of its rows, as in `table`; one row may be marked."""
+    made = table(*rows[0])
+    for index, row in enumerate(rows):
+        made.add_row(*row.values(), style="bold green" if index == marked else None)
+    return made
+
+
+def format_value(value: Any) -> str:
     """A setting in short: 0.001, 1e-05, adam, and 50-100 for a list."""
-    if number is None:
-        return "-"
-    if isinstance(number, bool):
-        return str(number).lower()
-    if isinstance(number, list | tuple):
-        return "-".join(value(item) for item in number)
-    if isinstance(number, dict):
-        rest = {key: item for key, item in number.items() if key != "name"}
-        told = settings(rest)
-        return f"{number.get('name', '')} ({told})" if rest else str(number.get("name"))
-    return f"{number:g}" if isinstance(number, float) else str(number)
+    if value is None or isinstance(value, bool):
+        return "-" if value is None else str(value).lower()
+    if isinstance(value, list | tuple):
+        return "-".join(map(format_value, value))
+    if isinstance(value, dict):
+        rest = settings({key: item for key, item in value.items() if key != "name"})
+        return f"{value.get('name', '')} ({rest})" if rest else str(value.get("name"))
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def percent(fraction: float | None, digits: int = 2) -> str:
@@ -79,14 +75,24 @@ def loss(number: float | None) -> str:
     return "-" if number is None or not math.isfinite(number) else f"{number:.4f}"
 
 
-def duration(seconds: float) -> str:
-    """Seconds as people say them: 0.52 s, 3 min 20 s, 1 h 05 min."""
+def duration(seconds: float | None) -> str:
+    """Seconds as people say them: 0.52 s, 3 min 20 s, 1 h 05 min; `-` for none."""
+    if not seconds or not math.isfinite(seconds):
+        return "-"
     if seconds < 60:
         return f"{seconds:.2f} s" if seconds < 10 else f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     if minutes < 60:
         return f"{minutes} min {rest:02d} s"
     return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def local_time(iso: Any) -> str:
+    """A saved time on the clock of whoever looks: 2026-01-31 17:05; `-` for none."""
+    try:
+        return f"{datetime.fromisoformat(iso).astimezone():%Y-%m-%d %H:%M}"
+    except (TypeError, ValueError, OverflowError):
+        return "-"
 
 
 def axis_name(key: str) -> str:
@@ -104,17 +110,16 @@ def counted(number: int | None, thing: str) -> str:
 
 def settings(pairs: Mapping[str, Any]) -> str:
     """Settings in one phrase: `lr 0.001, seed 3`."""
-    return ", ".join(f"{axis_name(key)} {value(item)}" for key, item in pairs.items())
+    return ", ".join(f"{axis_name(key)} {format_value(item)}" for key, item in pairs.items())
 
 
 def epoch_line(record: Record, epochs: int) -> str:
     """One epoch of one run."""
-    width = len(str(epochs))
     return (
-        f"epoch {record['epoch']:>{width}}/{epochs}"
+        f"epoch {record['epoch']:>{len(str(epochs))}}/{epochs}"
         f"   train loss {loss(record['train/loss'])}  acc {percent(record['train/acc'])}"
         f"   val loss {loss(record['val/loss'])}  acc {percent(record['val/acc'])}"
-        f"   lr {value(record['lr'])}"
+        f"   lr {format_value(record['lr'])}"
         f"   {duration(record['time/epoch_s'] + record['time/eval_s'])}"
     )
 
@@ -122,18 +127,15 @@ def epoch_line(record: Record, epochs: int) -> str:
 def stack_line(records: Sequence[Record | None], labels: Sequence[str], epochs: int) -> str:
     """One epoch of many runs: each one's validation accuracy, or when they are many the spread."""
     alive = [(r, label) for r, label in zip(records, labels, strict=True) if r is not None]
-    accuracies = [record["val/acc"] for record, _ in alive]
-    first = alive[0][0]
-    took = duration(first["time/epoch_s"] + first["time/eval_s"])
-    if len(alive) <= 5:
-        told = "   ".join(f"{label}: {percent(r['val/acc'])}" for r, label in alive)
-    else:
-        top = max(range(len(alive)), key=accuracies.__getitem__)
-        told = (
-            f"{len(alive)} runs from {percent(min(accuracies))} "
-            f"to {percent(max(accuracies))} ({alive[top][1]})"
-        )
-    return f"epoch {first['epoch']:>{len(str(epochs))}}/{epochs}   val acc   {told}   {took}"
+    epoch, took = alive[0][0]["epoch"], alive[0][0]["time/epoch_s"] + alive[0][0]["time/eval_s"]
+    texts = [f"{label}: {percent(record['val/acc'])}" for record, label in alive]
+    if len(alive) > 5:
+        accuracies = [record["val/acc"] for record, _ in alive]
+        best = alive[accuracies.index(max(accuracies))][1]
+        low, high = percent(min(accuracies)), percent(max(accuracies))
+        texts = [f"{len(alive)} runs from {low} to {high} ({best})"]
+    text = "   ".join((*texts, duration(took)))
+    return f"epoch {epoch:>{len(str(epochs))}}/{epochs}   val acc   {text}"
 
 
 def ranking(summary: Record, select: str) -> Iterator[RenderableType]:
@@ -143,94 +145,67 @@ def ranking(summary: Record, select: str) -> Iterator[RenderableType]:
         summary: of the sweep.
         select: its `train.select`.
     """
-    trials = summary["trials"]
-    found = rank(trials, select)
-    yield _ranking_table(found, trials)
-    winner, best = found[0], summary["best"]
+    trials, best = summary["trials"], summary["best"]
+    ranked = stats.rank(trials, select)
+    verdicts = stats.compare_with_winner(ranked, select)
+    yield _ranking_table(ranked, verdicts, trials)
+    winner = ranked[0]
     if not best or not winner.acc or not winner.loss:
         return
-    told = settings(winner.values) or "all seeds"
-    if winner.acc.n == 1:
-        told += f": val acc {percent(winner.acc.mean)}, val loss {loss(winner.loss.mean)}"
+    text = f"{settings(winner.values) or 'all seeds'}: val acc {spread(winner.acc)}"
+    seeds = winner.acc.n
+    if seeds > 1:
+        text += f" over {seeds} seeds; best {best['run']}"
     else:
-        told += f": val acc {spread(winner.acc)} over {winner.acc.n} seeds; best {best['run']}"
+        text += f", val loss {loss(winner.loss.mean)}"
     if "test/acc" in best:
-        told += f"; test acc {percent(best['test/acc'])}"
-    place = "winner" if summary["status"] in ("finished", "failed") else "best so far"
-    yield f"{place}: {told}" if len(found) > 1 else told
-    if len(found) > 1 and winner.acc.n > 1:
-        yield _verdict(winner, found[1:], select)
+        text += f"; test acc {percent(best['test/acc'])}"
+    if len(ranked) == 1:
+        yield text
+        return
+    yield f"{'winner' if summary['status'] in ('finished', 'failed') else 'best so far'}: {text}"
+    if 1 < seeds < stats.MIN_SEEDS:
+        yield f"too few seeds to judge ({seeds})"
+    elif seeds > 1:
+        shown = [meaning for verdict, meaning in LEGEND.items() if verdict in verdicts]
+        yield f"{'; '.join(shown)} (95 % confidence over all pairs)"
 
 
-def _verdict(winner: Setting, others: Sequence[Setting], select: str) -> str:
-    """Which settings the seeds cannot tell from the winner."""
-
-    def sample(setting: Setting) -> Sample | None:
-        return setting.loss if select == "loss" else setting.acc
-
-    best = sample(winner)
-    whole = [other for other in others if sample(other) and not other.lost]
-    same = [
-        settings(other.values)
-        for other in whole
-        if best and (own := sample(other)) and not distinct(best, own)
-    ]
-    if same:
-        return f"cannot be told from the winner at 95 % confidence: {'; '.join(same)}"
-    rest = "every other setting" if len(whole) == len(others) else "every other without lost runs"
-    return f"{rest} is worse at 95 % confidence" if whole else "every other setting lost runs"
-
-
-def _ranking_table(found: Sequence[Setting], trials: Sequence[Record]) -> Table:
-    keys = list(found[0].values)
-    several = any(len(setting.trials) > 1 for setting in found)
-    measured = (
-        (">val acc", ">95 % interval", ">val loss", ">runs")
-        if several
-        else (">val acc", ">val loss", "status")
-    )
-    made = table(
-        "",
-        *(f">{axis_name(key)}" for key in keys),
-        *measured,
-        ">took",
-        "best run" if several else "run",
-    )
-    for place, setting in enumerate(found):
-        top = trials[setting.trials[0]]
-        seconds = max(trials[i].get("seconds") or 0.0 for i in setting.trials)
+def _ranking_table(
+    ranked: Sequence[SeedGroup], verdicts: Sequence[Verdict], trials: Sequence[Record]
+) -> Table:
+    several = any(len(group.trials) > 1 for group in ranked)
+    rows: list[dict[str, str]] = []
+    for group, verdict in zip(ranked, verdicts, strict=True):
+        top = trials[group.trials[0]]
+        measured = group.acc.n if group.acc else 0
+        row = {"": MARKS.get(verdict, "") if group.acc else ""}
+        row |= {f">{axis_name(key)}": format_value(item) for key, item in group.values.items()}
+        row[">val acc"] = spread(group.acc)
         if several:
-            told: tuple[str, ...] = ("-", "-", "-")
-            if setting.acc and setting.loss:
-                told = (spread(setting.acc), interval(setting.acc), loss(setting.loss.mean))
-            lost = f" ({setting.lost} lost)" if setting.lost else ""
-            told += (f"{len(setting.trials)}{lost}",)
-        else:
-            told = (percent(top["val/acc"]), loss(top["val/loss"]), top["status"])
-        won = place == 0 and setting.acc is not None
-        made.add_row(
-            "★" if won else "",
-            *(value(setting.values[key]) for key in keys),
-            *told,
-            duration(seconds) if seconds else "-",
-            top["run"],
-            style="bold green" if won else None,
-        )
-    return made
+            row[">95 % interval"] = interval(group.acc)
+        row[">val loss"] = loss(group.loss.mean if group.loss else None)
+        runs = f"{measured} of {len(group.trials)}" if group.n_diverged else str(measured)
+        row |= {">runs": runs} if several else {"status": top["status"]}
+        row[">took"] = duration(max(trials[i].get("seconds") or 0.0 for i in group.trials))
+        row["best run" if several else "run"] = top["run"]
+        rows.append(row)
+    return table_of(rows, marked=0 if ranked[0].acc else None)
 
 
-def spread(sample: Sample) -> str:
+def spread(sample: Sample | None) -> str:
     """Mean and standard deviation of accuracies: `95.21 ± 0.12 %`."""
-    if sample.n == 1:
-        return percent(sample.mean)
+    if sample is None or sample.n == 1:
+        return percent(sample.mean if sample else None)
     return f"{100 * sample.mean:.2f} ± {100 * sample.sd:.2f} %"
 
 
-def interval(sample: Sample) -> str:
-    """The 95 % t-interval of a mean accuracy."""
-    if sample.n == 1:
+def interval(sample: Sample | None) -> str:
+    """The 95 % t-interval of a mean accuracy, within 0 to 100; `-` for fewer than three seeds."""
+    if sample is None or sample.n < stats.MIN_SEEDS:
         return "-"
-    low, high = max(sample.mean - sample.half, 0.0), min(sample.mean + sample.half, 1.0)
+    low = max(sample.mean - sample.ci95_half_width, 0.0)
+    high = min(sample.mean + sample.ci95_half_width, 1.0)
     return f"{100 * low:.2f} to {100 * high:.2f} %"
 
 
@@ -239,140 +214,161 @@ def reference_table(
     runs: Sequence[tuple[Mapping[str, Any], Callable[[str], Sequence[float]]]],
     best: Mapping[str, float],
 ) -> Table | None:
-    """Published figures beside the measured ones.
+    """Published figures beside those measured after as many epochs.
 
     Args:
         reference: the published figures.
-        runs: of each run its settings by dotted key, and what gives its figures of a metric epoch
-        by
-            epoch.
+        runs: of each run its settings by dotted key, and what gives its figures of a metric, one
+            per epoch.
         best: what was measured of the sweep's winner.
 
     Returns:
         A row for each published figure of which something was measured; None without any.
     """
-    made = table("run", "figure", ">published", ">measured", ">difference", "within tolerance")
-    for published in reference.runs:
-        when = published.when
+    lists = [f for run in reference.runs for f in run.figures.values() if isinstance(f, tuple)]
+    epochs = reference.epochs or max(map(len, lists), default=None)
+    rows = []
+    for run in reference.runs:
         matching = [
             figures
             for own, figures in runs
-            if all(own.get(key) == item for key, item in when.items())
+            if all(own.get(key) == item for key, item in run.when.items())
         ]
-        tolerance = reference.tolerance if published.tolerance is None else published.tolerance
-        for metric, figure in published.figures.items():
-            measured = [found for figures in matching if (found := figures(metric))]
-            _compare(made, settings(when), metric, figure, measured, tolerance.get(metric))
+        tolerances = reference.tolerance if run.tolerance is None else run.tolerance
+        spreads = reference.spread | run.spread
+        for metric, figure in run.figures.items():
+            if measured := [found for figures in matching if (found := figures(metric))]:
+                allowed = tolerances.get(metric), spreads.get(metric, 0.0)
+                row = _compared(metric, figure, measured, epochs, *allowed)
+                rows.append({"run": settings(run.when)} | row)
+    trained = {own.get("train.epochs") for own, _ in runs}
     for metric, figure in reference.best.items():
         if metric in best:
-            allowed = reference.tolerance.get(metric)
-            _compare(made, "the winner", metric, figure, [[best[metric]]], allowed)
-    return made if made.row_count else None
+            allowed = reference.tolerance.get(metric), reference.spread.get(metric, 0.0)
+            row = _compared(metric, figure, [[best[metric]]], None, *allowed)
+            if epochs and trained != {epochs}:
+                row["within tolerance"] = f"not judged: published for {epochs} epochs"
+            rows.append({"run": "the winner"} | row)
+    return table_of(rows) if rows else None
 
 
-def _compare(
-    made: Table,
-    label: str,
+def _compared(
     metric: str,
     published: float | tuple[float, ...],
-    measured: Sequence[Sequence[float]],
+    histories: Sequence[Sequence[float]],
+    epoch: int | None,
     tolerance: float | None,
-) -> None:
-    """Adds the row of one figure; what is judged is its last epoch, over the runs that match."""
-    if not measured:
-        return
-    lasts = [run[-1] for run in measured if math.isfinite(run[-1])]
+    sd: float,
+) -> dict[str, RenderableType]:
+    """One figure in a row.
+
+    Args:
+        metric: e.g. `val/acc`.
+        published: the figure of one epoch, or of every epoch up to it.
+        histories: of each run its figures by epoch.
+        epoch: which one is compared, if `published` does not tell by its length; None: the last.
+        tolerance: how far the mean over seeds may lie from the published figure.
+        sd: by how much runs differ for their seeds alone.
+    """
+    figures = published if isinstance(published, tuple) else (published,)
+    longest = max(map(len, histories))
+    epoch = len(published) if isinstance(published, tuple) else epoch or longest
+    lasts = [h[epoch - 1] for h in histories if len(h) >= epoch and math.isfinite(h[epoch - 1])]
+    n = len(lasts)
+
+    def text(*numbers: float, unit: str = " %") -> str:
+        if metric.endswith("acc"):
+            return " ".join(f"{100 * number:.1f}" for number in numbers) + unit
+        return " ".join(f"{number:.3f}" for number in numbers)
+
+    row: dict[str, RenderableType] = {
+        "figure": metric.replace("/", " ") + f", epoch {epoch}" * (longest > epoch),
+        ">published": text(*figures),
+        ">measured": "diverged or unfinished",
+        ">difference": "-",
+        "within tolerance": Text("NO", style="red"),
+    }
     if not lasts:
-        shown = str(published) if isinstance(published, float) else " ".join(map(str, published))
-        verdict = Text("NO", style="red")
-        made.add_row(label, METRICS[metric], shown, "diverged", "-", verdict)
-        return
-    fraction = metric.endswith("acc")
-
-    def show(figure: float, unit: str = " %") -> str:
-        return f"{100 * figure:.1f}{unit}" if fraction else f"{figure:.3f}"
-
-    def row(figures: Sequence[float]) -> str:
-        return " ".join(show(figure, "") for figure in figures) + " %" * fraction
-
-    if isinstance(published, tuple):
-        told = row(published)
-        found = row(measured[0]) if len(measured) == 1 else f"ends at {show(fmean(lasts))}"
-        final = published[-1]
-    else:
-        told, found, final = show(published), show(fmean(lasts)), published
-    if len(lasts) > 1:
-        found += f" ± {show(stdev(lasts))} (n = {len(lasts)})"
-    if len(lasts) < len(measured):
-        found += f", {len(measured) - len(lasts)} diverged"
-    difference = fmean(lasts) - final
+        return row
+    measured = text(*histories[0][:epoch][-len(figures) :])
+    if len(histories) > 1:
+        measured = f"{text(fmean(lasts))} ± {text(stdev(lasts) if n > 1 else 0.0)} (n = {n})"
+    difference = fmean(lasts) - figures[-1]
+    row[">measured"] = measured + f", {len(histories) - n} diverged" * (n < len(histories))
     # The difference of two percentages is in percentage points.
-    shown = ("+" if difference >= 0 else "") + show(difference, " pp")
-    if tolerance is None:
-        verdict = Text("not judged", style="dim")
-    elif abs(difference) <= tolerance:
-        verdict = Text(f"yes, ±{show(tolerance, ' pp')}", style="green")
-    else:
-        verdict = Text(f"NO, ±{show(tolerance, ' pp')}", style="red")
-    made.add_row(label, METRICS[metric], told, found, shown, verdict)
+    row[">difference"] = ("+" if difference >= 0 else "") + text(difference, unit=" pp")
+    row["within tolerance"] = Text("not judged", style="dim")
+    if tolerance is not None:
+        if n < stats.MIN_SEEDS:  # the mean of n runs spreads about one published run by so much
+            tolerance = max(tolerance, 2 * sd * math.sqrt(1 + 1 / n))
+        within = abs(difference) <= tolerance
+        verdict = f"{'yes' if within else 'NO'}, ±{text(tolerance, unit=' pp')}"
+        row["within tolerance"] = Text(
+            verdict + ", one run each" * (n == 1), style="green" if within else "red"
+        )
+    return row
 
 
 def experiment(config: Config) -> str:
-    """A config in one line; what it sweeps is counted and not told."""
-
-    def varied(section: str) -> str:
-        return ", ".join(
-            f"{counted(len(values), 'value')} of {axis_name(key)}"
-            for key, values in config.sweep.items()
-            if key.partition(".")[0] == section
-        )
-
-    model, data, optimizer = config.model, config.data, config.optimizer
+    """A config in one line; of a swept setting, how many values it has."""
+    model, data, train = config.model, config.data, config.train
     shape = {key: item for key, item in model.model_dump().items() if key != "name"}
     if isinstance(model, MlpModel):
         shape = {"hidden": "-".join(str(units) for units in model.widths) or "none"}
         shape |= {"activation": model.activation} if model.activation != "relu" else {}
         shape |= {"dropout": model.dropout} if model.dropout else {}
-    told = varied("model") or settings(shape)
-    # Of what a sweep varies as a whole, the config's own says nothing.
-    whole = {section for section, keys in WHOLE.items() if keys & config.sweep.keys()}
-    parts = {
-        "model": f"{model.name} ({told})" if told else model.name,
-        "data": varied("data") or f"{data.name} {data.split}",
-        "optimizer": f"{optimizer.name} ({varied('optimizer') or f'lr {value(optimizer.lr)}'})",
-        "batch": f"batch {data.batch_size}",
-        "train": counted(config.train.epochs, "epoch") or counted(config.train.steps, "step"),
+    texts = {
+        "model.name": model.name,
+        "model": settings(shape),
+        "data.name": f"{data.name} {data.split}",
+        "optimizer.name": config.optimizer.name,
+        "optimizer.lr": f"lr {format_value(config.optimizer.lr)}",
+        "data.batch_size": f"batch {data.batch_size}",
+        "train.epochs": counted(train.epochs, "epoch") or counted(train.steps, "step"),
     }
-    shown = [part for name, part in parts.items() if name not in whole]
-    return ", ".join(shown + [varied(name) for name in parts if name in whole - {"batch"}])
+
+    def is_swept(key: str) -> bool:
+        """Whether it is, with its section, or any of its settings."""
+        return any(f"{key}.".startswith(f"{s}.") or s.startswith(f"{key}.") for s in config.sweep)
+
+    fixed = [text for key, text in texts.items() if not is_swept(key)]
+    swept = [f"{counted(len(v), 'value')} of {axis_name(key)}" for key, v in config.sweep.items()]
+    return ", ".join(filter(None, fixed + swept))
 
 
 def plan_table(trials: "Sequence[Trial]", stack_of: Mapping[int, int]) -> Table:
     """The runs of a sweep in the order asked for, each with the number of its stack."""
-    axes = trials[0].settings
-    made = table(">run", ">stack", *(f">{axis_name(axis)}" for axis in axes))
-    for trial in trials:
-        cells = (value(trial.settings[axis]) for axis in axes)
-        made.add_row(f"{trial.index:03d}", str(stack_of[trial.index]), *cells)
-    return made
+    return table_of(
+        [
+            {">run": f"{trial.index:03d}", ">stack": str(stack_of[trial.index])}
+            | {f">{axis_name(key)}": format_value(item) for key, item in trial.settings.items()}
+            for trial in trials
+        ]
+    )
 
 
 def runs_table(found: Sequence[tuple[RunDirectory, str, Record, Record]]) -> Table:
-    """The runs there are: folder, status, meta and summary of each."""
-    made = table("run", "status", "started", ">epochs", ">best val acc", ">test acc", ">took")
-    for run, status, meta, summary in found:
-        best = summary.get("best") or {}
-        trials = summary.get("trials")
-        made.add_row(
-            run.name,
-            status,
-            str(meta.get("started", ""))[:16].replace("T", " "),
-            f"{len(trials)} runs" if trials is not None else str(summary.get("epochs", "-")),
-            percent(best.get("val/acc")),
-            percent(best.get("test/acc")),
-            duration(summary["seconds"]) if "seconds" in summary else "-",
-        )
-    return made
+    """The runs there are: folder, status, meta and summary of each, at least one."""
+    return table_of([_runs_row(*each) for each in found])
+
+
+def _runs_row(run: RunDirectory, status: str, meta: Record, summary: Record) -> dict[str, str]:
+    trials, best = summary.get("trials"), summary.get("best") or {}
+    metrics = run.metrics_path  # while a run trains, ahead of its summary
+    epochs = str(metrics.read_bytes().count(b"\n")) if metrics.is_file() else "-"
+    # For a sweep over seeds the mean that it was ranked by, not its luckiest run.
+    keys = [key for key in stats.axes(trials or ()) if key != stats.SEED]
+    group = [trial for trial in trials or () if all(trial[key] == best.get(key) for key in keys)]
+    figures = [trial["val/acc"] for trial in group if trial["val/acc"] is not None]
+    return {
+        "run": run.name,
+        "status": status,
+        "started": local_time(meta.get("started")),
+        ">epochs": epochs if trials is None else f"{len(trials)} runs",
+        ">best val acc": percent(fmean(figures) if figures else best.get("val/acc")),
+        ">test acc": percent(best.get("test/acc")),
+        ">took": duration(summary.get("seconds")),
+    }
 
 
 def run_page(run: RunDirectory, status: str) -> Iterator[RenderableType]:
@@ -382,8 +378,8 @@ def run_page(run: RunDirectory, status: str) -> Iterator[RenderableType]:
         "run": run.name,
         "status": status,
         "error": meta.get("error"),
-        "started": meta.get("started"),
-        "took": duration(summary["seconds"]) if "seconds" in summary else None,
+        "started": "started" in meta and local_time(meta["started"]),
+        "took": "seconds" in summary and duration(summary["seconds"]),
         "device": meta.get("device"),
         "versions": settings(meta.get("versions") or {}),
         "git": meta.get("git"),
@@ -394,23 +390,24 @@ def run_page(run: RunDirectory, status: str) -> Iterator[RenderableType]:
         select = configs.load_text(run.config_text(), str(run.config_path)).train.select
         yield from ranking(summary, select)
     if records := run.metrics():
-        made = table(">epoch", ">train loss", ">train acc", ">val loss", ">val acc", ">lr", ">took")
-        top = summary.get("best")
-        best = top.get("epoch") if top else None
-        for record in records:
-            made.add_row(
-                str(record["epoch"]),
-                loss(record["train/loss"]),
-                percent(record["train/acc"]),
-                loss(record["val/loss"]),
-                percent(record["val/acc"]),
-                value(record["lr"]),
-                duration(record["time/epoch_s"] + record["time/eval_s"]),
-                style="bold green" if record["epoch"] == best else None,
-            )
-        yield made
-    if checkpoint := summary.get("checkpoint"):
-        yield f"to evaluate it: mnist eval --checkpoint {shlex.quote(checkpoint)}"
+        best = (summary.get("best") or {}).get("epoch")
+        epochs = [record["epoch"] for record in records]
+        marked = epochs.index(best) if best in epochs else None
+        yield table_of([_epoch_row(record) for record in records], marked)
+    if summary.get("checkpoint"):
+        yield f"to evaluate it: mnist eval --checkpoint {shlex.quote(summary['checkpoint'])}"
+
+
+def _epoch_row(record: Record) -> dict[str, str]:
+    return {
+        ">epoch": str(record["epoch"]),
+        ">train loss": loss(record["train/loss"]),
+        ">train acc": percent(record["train/acc"]),
+        ">val loss": loss(record["val/loss"]),
+        ">val acc": percent(record["val/acc"]),
+        ">lr": format_value(record["lr"]),
+        ">took": duration(record["time/epoch_s"] + record["time/eval_s"]),
+    }
 
 
 def prediction(image: str, probabilities: Mapping[str, float]) -> str:

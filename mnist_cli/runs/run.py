@@ -446,11 +446,13 @@ def extended(config: Config, epochs: int | None) -> Config:
         raise UsageError("this run counts steps, so --epochs cannot extend it")
     if epochs < had:
         raise UsageError(f"--epochs {epochs}: there are {had} already", "give a larger number")
-    train = config.train.model_copy(update={"epochs": epochs})
-    return config.model_copy(update={"train": train})
+    update: dict[str, Any] = {"train": config.train.model_copy(update={"epochs": epochs})}
+    if config.reference and config.reference.epochs is None:  # published for fewer epochs
+        update["reference"] = config.reference.model_copy(update={"epochs": had})
+    return config.model_copy(update=update)
 
 
 def resume_key(config: Config) -> dict[str, Any]:
     """What two configs must have in common for a run of one to go on as the other."""
     settings = config.resolved()
-    return settings | {"train": settings["train"] | {"epochs": None}}
+    return settings | {"train": settings["train"] | {"epochs": None}, "reference": None}

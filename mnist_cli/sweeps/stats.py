@@ -3,25 +3,17 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from statistics import fmean, stdev
-from typing import Any, Self
-
-# Two-sided 95 % quantiles of Student's t for 1, 2, ... 30 degrees of freedom, from the usual
-# tables.
-T95 = (
-    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228,
-    2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086,
-    2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
-)  # fmt: skip
+from typing import Any, Literal, Self
 
 SEED = "train.seed"
-MEASURED = (
-    "run",
-    "status",
-    "val/loss",
-    "val/acc",
-    "seconds",
-)  # what is not an axis in a trial's row
+# What is not a swept setting in a trial's row.
+MEASURED = ("run", "status", "val/loss", "val/acc", "seconds")
+MIN_SEEDS = 3  # with two, an interval is 9 standard deviations wide to either side
+ALPHA = 0.05
+
+Verdict = Literal["winner", "tied", "worse", "not judged"]
 
 
 @dataclass(frozen=True)
@@ -32,26 +24,26 @@ class Sample:
         n: how many.
         mean: their mean.
         sd: their standard deviation (over n - 1); 0 for one.
-        half: half the width of the 95 % t-interval of the mean; infinite for one.
+        ci95_half_width: half the width of the 95 % t-interval of the mean; infinite for fewer
+            than three.
     """
 
     n: int
     mean: float
     sd: float
-    half: float
+    ci95_half_width: float
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Self:
         """The sample of some values, at least one."""
         n, mean = len(values), fmean(values)
-        if n == 1:
-            return cls(n, mean, 0.0, math.inf)
-        sd = stdev(values)
-        return cls(n, mean, sd, t95(n - 1) * sd / math.sqrt(n))
+        sd = stdev(values) if n > 1 else 0.0
+        enough = n >= MIN_SEEDS
+        return cls(n, mean, sd, t95(n - 1) * sd / math.sqrt(n) if enough else math.inf)
 
 
 @dataclass(frozen=True)
-class Setting:
+class SeedGroup:
     """The trials of a sweep that differ in nothing but their seed.
 
     Attributes:
@@ -59,14 +51,14 @@ class Setting:
         trials: indices of its trials, best first; those without a finite epoch last.
         acc: their best validation accuracies; None if no trial had a finite epoch.
         loss: the validation losses at those epochs.
-        lost: how many trials had no finite epoch.
+        n_diverged: how many trials had no finite epoch.
     """
 
     values: dict[str, Any]
     trials: tuple[int, ...]
     acc: Sample | None
     loss: Sample | None
-    lost: int
+    n_diverged: int
 
 
 def axes(trials: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -74,64 +66,121 @@ def axes(trials: Sequence[Mapping[str, Any]]) -> list[str]:
     return [key for key in (trials[0] if trials else ()) if key not in MEASURED]
 
 
-def rank(trials: Sequence[Mapping[str, Any]], select: str = "acc") -> list[Setting]:
-    """The settings of a sweep, best first.
+def rank(trials: Sequence[Mapping[str, Any]], select: str = "acc") -> list[SeedGroup]:
+    """The seed groups of a sweep, best first.
 
-    A setting with fewer lost trials comes first, then by its mean validation accuracy and loss (or
-    by the loss alone), then in the order asked for.
+    A group with fewer diverged trials comes first, then by its mean validation accuracy and loss
+    (or by the loss alone), then in the order asked for.
 
     Args:
         trials: rows as in a sweep's summary, in the order asked for.
         select: `acc` or `loss`, as in `train.select`.
     """
-    groups: dict[str, list[int]] = {}
     keys = [key for key in axes(trials) if key != SEED]
+    members: dict[str, list[int]] = {}
     for index, trial in enumerate(trials):
-        groups.setdefault(repr([trial[key] for key in keys]), []).append(index)
+        members.setdefault(repr([trial[key] for key in keys]), []).append(index)
 
-    def score(acc: float | None, loss: float | None) -> tuple[float, float]:
-        """Smaller is better."""
+    def order(acc: float | None, loss: float | None) -> tuple[float, float]:
+        """A sort key: smaller is better."""
         if acc is None or loss is None:
             return math.inf, math.inf
         return (loss, 0.0) if select == "loss" else (-acc, loss)
 
-    def setting(indices: list[int]) -> Setting:
-        best_first = sorted(
-            indices, key=lambda i: score(trials[i]["val/acc"], trials[i]["val/loss"])
-        )
-        finite = [trials[i] for i in indices if trials[i]["val/acc"] is not None]
-        return Setting(
+    def group(indices: list[int]) -> SeedGroup:
+        rows = [trials[i] for i in indices if trials[i]["val/acc"] is not None]
+        return SeedGroup(
             values={key: trials[indices[0]][key] for key in keys},
-            trials=tuple(best_first),
-            acc=Sample.of([trial["val/acc"] for trial in finite]) if finite else None,
-            loss=Sample.of([trial["val/loss"] for trial in finite]) if finite else None,
-            lost=len(indices) - len(finite),
+            trials=tuple(
+                sorted(indices, key=lambda i: order(trials[i]["val/acc"], trials[i]["val/loss"]))
+            ),
+            acc=Sample.of([row["val/acc"] for row in rows]) if rows else None,
+            loss=Sample.of([row["val/loss"] for row in rows]) if rows else None,
+            n_diverged=len(indices) - len(rows),
         )
 
-    def place(found: Setting) -> tuple[int, tuple[float, float]]:
+    def place(found: SeedGroup) -> tuple[int, tuple[float, float]]:
         means = (found.acc.mean, found.loss.mean) if found.acc and found.loss else (None, None)
-        return found.lost, score(*means)
+        return found.n_diverged, order(*means)
 
-    return sorted((setting(indices) for indices in groups.values()), key=place)
+    return sorted(map(group, members.values()), key=place)
 
 
-def distinct(a: Sample, b: Sample) -> bool:
-    """Whether two means differ at 95 % confidence, by Welch's t-test.
+def compare_with_winner(ranked: Sequence[SeedGroup], select: str = "acc") -> list[Verdict]:
+    """Which groups are worse than the winner, wrongly so in at most 5 % of sweeps.
+
+    The winner was chosen by the figures it is now compared by, so testing each of the others
+    against it at 5 % would find differences among equals. Each comparison is Welch's t-test at
+    5 % divided by the number of all pairs of groups, which bounds the chance of any wrong verdict
+    whichever pair is looked at (Bonferroni's inequality; O. J. Dunn, "Multiple comparisons among
+    means", JASA 56, 1961).
+
+    Args:
+        ranked: as `rank` gives them.
+        select: `acc` or `loss`: the figure that decides.
+
+    Returns:
+        Of each group what can be said. A group with diverged trials or fewer than three seeds is
+        not judged.
+    """
+    figures = [group.loss if select == "loss" else group.acc for group in ranked]
+    samples = [
+        figure if figure and figure.n >= MIN_SEEDS and not group.n_diverged else None
+        for figure, group in zip(figures, ranked, strict=True)
+    ]
+    pairs = math.comb(sum(sample is not None for sample in samples), 2)
+
+    def verdict(sample: Sample | None) -> Verdict:
+        if best is None or sample is None:
+            return "not judged"
+        return "worse" if welch_p(best, sample) < ALPHA / pairs else "tied"
+
+    best = samples[0] if samples else None
+    return ["winner", *map(verdict, samples[1:])]
+
+
+def welch_p(a: Sample, b: Sample) -> float:
+    """How likely means so far apart are if the true ones are equal, by Welch's t-test.
 
     Source: B. L. Welch, "The generalization of 'Student's' problem when several different
-    population variances are involved", Biometrika 34, 1947. One value alone shows no difference.
+    population variances are involved", Biometrika 34, 1947.
+
+    Args:
+        a: at least two values.
+        b: likewise.
     """
-    if a.n < 2 or b.n < 2:
-        return False
     va, vb = a.sd**2 / a.n, b.sd**2 / b.n
     if va + vb == 0:
-        return a.mean != b.mean
-    degrees = (va + vb) ** 2 / (va**2 / (a.n - 1) + vb**2 / (b.n - 1))
-    return abs(a.mean - b.mean) > t95(degrees) * math.sqrt(va + vb)
+        return float(a.mean == b.mean)
+    df = (va + vb) ** 2 / (va**2 / (a.n - 1) + vb**2 / (b.n - 1))
+    return t_two_sided(abs(a.mean - b.mean) / math.sqrt(va + vb), df)
 
 
-def t95(degrees: float) -> float:
-    """The two-sided 95 % quantile of Student's t; between two rows of the table, the wider."""
-    whole = max(math.floor(degrees), 1)
-    # Beyond the table, the first terms of the expansion around the normal quantile: right to 0.001.
-    return T95[whole - 1] if whole <= len(T95) else 1.96 + 2.4 / whole
+@cache
+def t95(df: float) -> float:
+    """The two-sided 95 % quantile of Student's t with `df` >= 1 degrees of freedom."""
+    low, high = 1.9, 13.0  # it falls from 12.71 to 1.96
+    for _ in range(40):
+        middle = (low + high) / 2
+        low, high = (middle, high) if t_two_sided(middle, df) > ALPHA else (low, middle)
+    return high
+
+
+def t_two_sided(t: float, df: float) -> float:
+    """P(|T| > t) for Student's t: the incomplete beta function at df / (df + t^2), DLMF 8.17."""
+    return _incomplete_beta(df / 2, 0.5, df / (df + t * t))
+
+
+def _incomplete_beta(a: float, b: float, x: float) -> float:
+    """I_x(a, b) by its continued fraction (DLMF 8.17.22), evaluated from its last term."""
+    if x > (a + 1) / (a + b + 2):  # on this side the fraction converges slowly
+        return 1 - _incomplete_beta(b, a, 1 - x)
+    if x == 0:
+        return 0.0
+    fraction = 1.0
+    for m in range(50 + 3 * int(math.sqrt(a + b)), -1, -1):
+        odd = -(a + m) * (a + b + m) * x / ((a + 2 * m) * (a + 2 * m + 1))
+        even = (m + 1) * (b - m - 1) * x / ((a + 2 * m + 1) * (a + 2 * m + 2))
+        fraction = 1 + odd / (1 + even / fraction)
+    log_beta = math.lgamma(a) + math.lgamma(b) - math.lgamma(a + b)
+    return math.exp(a * math.log(x) + b * math.log1p(-x) - log_beta) / (a * fraction)

@@ -26,7 +26,7 @@ from mnist_cli.sweeps.executors import Executor
 from mnist_cli.sweeps.expand import Trial, expand, group
 from mnist_cli.sweeps.jobs import Event
 from mnist_cli.sweeps.plan import Plan, StackPlan, can_fork, plan
-from mnist_cli.sweeps.stats import Setting, rank
+from mnist_cli.sweeps.stats import SeedGroup, rank
 
 
 @dataclass
@@ -183,7 +183,7 @@ def run(
         _save(sweep)
 
 
-def ranked(sweep: Sweep) -> list[Setting]:
+def ranked(sweep: Sweep) -> list[SeedGroup]:
     """The settings tried, best first; the runs of one differ in nothing but their seed."""
     return rank(_rows(sweep), sweep.config.train.select)
 

@@ -1,0 +1,123 @@
+"""What becomes of output: nothing in it can harm a terminal, and losing it harms no run."""
+
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from mnist_cli.cli import run_command
+from mnist_cli.cli.screen import console, printable
+from mnist_cli.report.tables import table_of
+from mnist_cli.runs.store import RunDirectory
+from tests.cli.conftest import SMALL
+
+# Colours, the clipboard (OSC 52), a C1 control sequence, text turned round, and a return.
+HOSTILE = "a\x1b[31mb\x1b]52;c;ZXZpbA==\x07c\x9b2Jd\u202ee\u2066f\rg"
+HARMFUL = set("\x1b\x07\x9b\u202e\u2066\r\x7f")
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+def test_characters_that_cannot_be_written_degrade(
+    encoding: str, monkeypatch: pytest.MonkeyPatch, runs: Path
+) -> None:
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding=encoding))
+    assert run_command(["sweep", *SMALL, "--lrs", "1e-2,1e-3"]) == 0
+    assert written.getvalue().decode(encoding).count("trials/") == 2
+
+
+@pytest.mark.parametrize("both", [False, True])
+def test_closed_outputs_cost_no_training(
+    both: bool, monkeypatch: pytest.MonkeyPatch, runs: Path
+) -> None:
+    monkeypatch.setattr(sys, "stdout", None)
+    if both:
+        monkeypatch.setattr(sys, "stderr", None)
+    assert run_command(["train", *SMALL]) == 0
+    assert RunDirectory(runs / "mlp-0001").status() == "finished"
+    assert run_command(["runs", "list"]) == 0
+
+
+def test_a_reader_that_has_gone_costs_no_training(
+    monkeypatch: pytest.MonkeyPatch, runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    with open(writing, "w", buffering=1) as pipe:  # noqa: PTH123
+        monkeypatch.setattr(sys, "stdout", pipe)
+        assert run_command(["train", *SMALL]) == 0
+    assert RunDirectory(runs / "mlp-0001").status() == "finished"
+    assert "warning" not in capsys.readouterr().err
+
+
+def test_a_full_output_is_said_and_costs_no_training(
+    monkeypatch: pytest.MonkeyPatch, runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Path("/dev/full").open("w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        assert run_command(["train", *SMALL, "--json"]) == 0
+    assert RunDirectory(runs / "mlp-0001").status() == "finished"
+    assert "No space left" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("end", ["| head -c 10", "> /dev/full", ">&-", ">&- 2>&-", "2>&1 | true"])
+def test_a_whole_process_ends_well_too(end: str) -> None:
+    command = f"set -o pipefail; {sys.executable} -m mnist_cli config schema {end}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert done.returncode == 0
+    assert "Traceback" not in done.stderr
+    assert "Exception" not in done.stderr
+
+
+def test_printable_keeps_text_and_escapes_what_terminals_act_on() -> None:
+    assert printable("é ★ ±\n\tx") == "é ★ ±\n\tx"
+    assert not HARMFUL & set(printable(HOSTILE))
+    assert json.loads(f'"{printable(HOSTILE)}"') == HOSTILE
+
+
+def test_a_table_is_safe_and_never_cut(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    console().print(table_of([{"a": HOSTILE, ">b": "x" * 100}]))
+    shown = capsys.readouterr().out
+    assert not HARMFUL & set(shown)
+    assert "x" * 100 in shown
+    assert "…" not in shown
+
+
+def test_no_command_prints_what_a_terminal_acts_on(
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    trained: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Names of runs, files and tensors, what meta and summary say, and what is typed."""
+    monkeypatch.chdir(tmp_path)
+    hostile = trained / HOSTILE
+    (trained / "mlp-0001").rename(hostile)
+    meta, summary = hostile / "meta.json", hostile / "summary.json"
+    meta.write_text(json.dumps(json.loads(meta.read_text()) | {"git": HOSTILE, "device": HOSTILE}))
+    summary.write_text(json.dumps(json.loads(summary.read_text()) | {"status": HOSTILE}))
+    torch.save({HOSTILE: torch.zeros(2)}, "foreign.pt")
+    Path(HOSTILE).write_text(f"model: {HOSTILE[:1]}\n")
+    for argv in (
+        ("runs", "list"), ("runs", "list", "--json"), ("runs", "show", HOSTILE),
+        ("runs", "show", HOSTILE, "--json"), ("runs", "show", HOSTILE + "?"),
+        ("resume", HOSTILE), ("resume", HOSTILE, HOSTILE), ("plot", HOSTILE),
+        ("eval", "--checkpoint", str(hostile / "best.pt")), ("eval", "--checkpoint", HOSTILE),
+        ("eval", "--checkpoint", HOSTILE, "--json"), ("predict", HOSTILE),
+        ("import", "foreign.pt"), ("import", HOSTILE), ("train", "-c", HOSTILE),
+        ("train", HOSTILE), ("train", f"{HOSTILE}=1"), ("train", f"--{HOSTILE}"), (HOSTILE,),
+        ("train", "--lr", HOSTILE), ("sweep", "--grid", f"model.depth={HOSTILE}"),
+        ("config", "check", HOSTILE), ("data", "fetch", HOSTILE), ("eval", HOSTILE, "--debug"),
+    ):  # fmt: skip
+        run_command(argv)
+        captured = capsys.readouterr()
+        found = HARMFUL & set(captured.out + captured.err)
+        assert not found, (argv, found)
