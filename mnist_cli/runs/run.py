@@ -240,12 +240,35 @@ def commit(run: Run, record: Record, state: ReplicaState) -> None:
         "best_epoch": best["epoch"] if best else None,
         "seconds": run.seconds,
     }
-    checkpoints.save(run.folder.last, replace(weights, resume=resume))
-    run.log.committed()
-    run.records.append(record)
+    with _saved(run.folder.last, replace(weights, resume=resume)):
+        run.log.committed()
+        run.records.append(record)
     if is_best:  # after the commit: it is never of an epoch that may not count
-        checkpoints.save(run.folder.best, weights)
-        run.best = record
+        with _saved(run.folder.best, weights):
+            run.best = record
+
+
+@contextmanager
+def _saved(path: Path, state: Checkpoint) -> Iterator[None]:
+    """Saves a checkpoint and does the block, also if nothing but its name could not be flushed.
+
+    Raises:
+        OSError: it could not be written, or may not outlive a power cut.
+    """
+    try:
+        checkpoints.save(path, state)
+    except OSError:
+        if _epoch_in(path) == state.epoch:
+            yield
+        raise
+    yield
+
+
+def _epoch_in(path: Path) -> int | None:
+    try:
+        return checkpoints.load(path).epoch
+    except CheckpointError:
+        return None
 
 
 def record_divergence(run: Run, record: Record) -> None:
@@ -351,14 +374,19 @@ def reopen(folder: RunDirectory, epochs: int | None, note: Callable[[str], None]
     for key in ("ended", "error"):
         run.meta.pop(key, None)  # type: ignore[misc]
     try:
-        if folder.last.exists():
-            if cut := _return_to_commit(run, checkpoints.load(folder.last), asked):
-                note(f"{folder.name}: metrics.jsonl is cut back to its commit: {cut}")
-        else:
-            run.log, _, _ = MetricsLog.recover(folder.metrics_path, {})
+        state = checkpoints.load(folder.last) if folder.last.exists() else None
+        if state:
+            _refuse_other(run, state, asked)
+        # Before anything else changes: from here on it is not what the folder holds.
+        (folder.path / "summary.json").unlink(missing_ok=True)
+        cut = _return_to_commit(run, state) if state else ""
+        if cut:
+            note(f"{folder.name}: metrics.jsonl is cut back to its commit: {cut}")
     except CheckpointError as error:
         note(f"{folder.name} starts over: {error.message}")
-        run = Run(config, folder, run.meta, MetricsLog.recover(folder.metrics_path, {})[0])
+        state, run = None, Run(config, folder, run.meta, run.log)
+    if not state:
+        run.log, _, _ = MetricsLog.recover(folder.metrics_path, {})
     begun = run.meta.get("versions", {}).get("torch", torch.__version__)
     if begun != torch.__version__:
         note(f"note: {folder.name} began with torch {begun}: from here on its bits may differ")
@@ -394,24 +422,31 @@ def _read_outcome(run: Run) -> bool:
     return True
 
 
-def _return_to_commit(run: Run, state: Checkpoint, asked: Config) -> str:
-    """Takes on what was committed of the config that was asked for.
+def _refuse_other(run: Run, state: Checkpoint, asked: Config) -> None:
+    """Sees to it that what was committed is of the config that was asked for.
+
+    Raises:
+        UsageError: it is of another one.
+    """
+    had = configs.load_saved(state.config, "its config")
+    epochs = (had.train.epochs, run.meta.get("epochs"))
+    if resume_key(had) != resume_key(asked) or asked.train.epochs not in epochs:
+        raise UsageError(
+            f"{run.folder.config_path} is not what {run.folder.name} was trained with",
+            "a run goes on as it began; put the file back, or start another run with it",
+        )
+
+
+def _return_to_commit(run: Run, state: Checkpoint) -> str:
+    """Takes on what was committed.
 
     Returns:
         What of `metrics.jsonl` was not committed and is gone, in words.
 
     Raises:
-        UsageError: it was committed of another one.
         CheckpointError: it cannot be gone on with, or what belongs to it is lost.
     """
-    folder, had = run.folder, configs.load_saved(state.config, "its config")
-    epochs = (had.train.epochs, run.meta.get("epochs"))
-    if resume_key(had) != resume_key(asked) or asked.train.epochs not in epochs:
-        raise UsageError(
-            f"{folder.config_path} is not what {folder.name} was trained with",
-            "a run goes on as it began; put the file back, or start another run with it",
-        )
-    resume = state.resume
+    folder, resume = run.folder, state.resume
     if not {"optimizer", "metrics", "best_epoch", "seconds"} <= resume.keys():
         raise CheckpointError(f"{folder.last}: it has weights alone, which is not enough")
     try:

@@ -7,13 +7,13 @@
 import hashlib
 import time
 from collections.abc import Callable, Generator, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, field
 
 from mnist_cli import config as configs
 from mnist_cli.config import Config
 from mnist_cli.data import durable
-from mnist_cli.errors import INTERRUPTIONS, CheckpointError, SweepError, UsageError
+from mnist_cli.errors import INTERRUPTIONS, CheckpointError, MnistError, SweepError, UsageError
 from mnist_cli.runs import checkpoint as checkpoints
 from mnist_cli.runs import interrupts, store
 from mnist_cli.runs import run as runs
@@ -26,7 +26,7 @@ from mnist_cli.sweeps.executors import Executor
 from mnist_cli.sweeps.expand import Trial, expand, group
 from mnist_cli.sweeps.jobs import Event
 from mnist_cli.sweeps.plan import Plan, StackPlan, can_fork, plan
-from mnist_cli.sweeps.stats import SeedGroup, rank
+from mnist_cli.sweeps.stats import rank
 
 
 @dataclass
@@ -92,12 +92,16 @@ def reopen(folder: RunDirectory, epochs: int | None, note: Callable[[str], None]
     if epochs is not None and "train.epochs" in asked.sweep:
         raise UsageError("this sweep tries several epochs, so --epochs cannot extend it")
     config = runs.extended(asked, epochs)
-    trials = expand(config)
+    trials = expand(asked)
+    meta = folder.meta() or runs.new_meta("running")
     there = [t.index for t in trials if folder.trial(t.index).config_path.exists()]
     for index in there:
-        _refuse_other(folder.trial(index), folder, trials[index])
-    if config != asked:  # first: from here on it says how far each run is to go
+        _refuse_other(folder.trial(index), folder, trials[index], meta.get("epochs"))
+    if epochs is not None and config != asked:  # first: from here on every run goes that far
+        meta["epochs"] = epochs
+        runs.write_json(folder.path / "meta.json", meta)
         _write_config(folder, config)
+        trials = expand(config)
     found = [
         runs.reopen(folder.trial(trial.index), trial.config.train.epochs, note)
         if trial.index in there
@@ -105,7 +109,6 @@ def reopen(folder: RunDirectory, epochs: int | None, note: Callable[[str], None]
         else runs.create(trial.config, store.create_trial(folder, trial.index))
         for trial in trials
     ]
-    meta = folder.meta() or runs.new_meta("running")
     seconds = folder.summary().get("seconds", 0.0)
     sweep = Sweep(config, folder, trials, found, meta, seconds=seconds)
     if all(run.status != "waiting" for run in found) and _ended_well(folder):
@@ -174,6 +177,8 @@ def run(
         _finish(sweep, datasets)
     except INTERRUPTIONS:
         sweep.status = "interrupted"
+        with interrupts.held(), suppress(OSError, MnistError):
+            _keep_winner(sweep)
         raise
     except BaseException:
         sweep.status = "failed"
@@ -183,15 +188,11 @@ def run(
         _save(sweep)
 
 
-def ranked(sweep: Sweep) -> list[SeedGroup]:
-    """The settings tried, best first; the runs of one differ in nothing but their seed."""
-    return rank(_rows(sweep), sweep.config.train.select)
-
-
 def winner(sweep: Sweep) -> Run | None:
     """The best run of the winning setting, if any run that has not failed had a finite epoch."""
-    best = sweep.runs[ranked(sweep)[0].trials[0]]
-    return best if best.best and best.status != "failed" else None
+    rows = _rows(sweep)
+    best = rank(rows, sweep.config.train.select)[0].trials[0]
+    return sweep.runs[best] if rows[best]["val/acc"] is not None else None
 
 
 def summary(sweep: Sweep) -> Summary:
@@ -209,10 +210,10 @@ def summary(sweep: Sweep) -> Summary:
 
 
 def _rows(sweep: Sweep) -> list[Row]:
-    """A row for each trial. A run that failed has none of the figures that a ranking goes by."""
+    """A row for each trial. A run that failed or goes on has no figures for a ranking to go by."""
     rows = []
     for trial, trained in zip(sweep.trials, sweep.runs, strict=True):
-        best = trained.best if trained.status != "failed" else None
+        best = trained.best if trained.status not in ("failed", "waiting", "running") else None
         row = {
             "run": trained.folder.name,
             "status": trained.status,
@@ -232,28 +233,40 @@ def _finish(sweep: Sweep, datasets: Datasets) -> None:
     sweep.status = "failed" if failed else "finished"
     if statuses == {"diverged"}:
         sweep.status = "diverged"
-    best = winner(sweep)
-    if not best:
-        return
-    try:
-        content = best.folder.best.read_bytes()
-    except FileNotFoundError as error:
-        raise SweepError(
-            f"{best.folder.best}, the winner's checkpoint, is gone",
-            f"go on with: mnist resume {sweep.folder.path}",
-        ) from error
-    state = checkpoints.load(best.folder.best)
-    durable.replace(sweep.folder.best, content)
+    best = _keep_winner(sweep)
     # A sweep that has lost its meta.json cannot say whether it may look.
-    if failed or sweep.meta.get("test") is not True:
+    if not best or failed or sweep.meta.get("test") is not True:
         return
-    weights = hashlib.sha256(content).hexdigest()
+    weights = hashlib.sha256(sweep.folder.best.read_bytes()).hexdigest()
     tested = sweep.meta.get("tested", {})
     if tested.get("sha256") != weights:
+        state = checkpoints.load(sweep.folder.best)
         loss, accuracy, _ = evaluate(state, best.config, "test", datasets)
         tested = {"sha256": weights, "test/loss": loss, "test/acc": accuracy}
         sweep.meta["tested"] = tested
+        runs.write_json(sweep.folder.path / "meta.json", sweep.meta)  # whatever comes: once
     sweep.test = {key: tested[key] for key in ("test/loss", "test/acc")}
+
+
+def _keep_winner(sweep: Sweep) -> Run | None:
+    """Copies the winner's checkpoint, if there is a winner.
+
+    Raises:
+        SweepError: the checkpoint is gone.
+        CheckpointError: it is damaged.
+    """
+    best = winner(sweep)
+    if best:
+        try:
+            content = best.folder.best.read_bytes()
+        except FileNotFoundError as error:
+            raise SweepError(
+                f"{best.folder.best}, the winner's checkpoint, is gone",
+                f"go on with: mnist resume {sweep.folder.path}",
+            ) from error
+        checkpoints.load(best.folder.best)
+        durable.replace(sweep.folder.best, content)
+    return best
 
 
 def _save(sweep: Sweep) -> None:
@@ -270,19 +283,28 @@ def _write_config(folder: RunDirectory, config: Config) -> None:
     durable.replace(folder.path / "sweep.yaml", configs.dump(config).encode())
 
 
-def _refuse_other(place: RunDirectory, folder: RunDirectory, trial: Trial) -> None:
+def _refuse_other(
+    place: RunDirectory, folder: RunDirectory, trial: Trial, extended: int | None
+) -> None:
     """Sees to it that a run of a sweep is the one that the sweep's config has in its place.
 
+    Args:
+        place: the run.
+        folder: the sweep.
+        trial: what the sweep's config has there.
+        extended: how many epochs the sweep was extended to, perhaps not with all of its runs.
+
     Raises:
-        UsageError: it is another, or has more epochs already.
+        UsageError: it is another.
     """
     found = configs.load_text(place.config_text(), str(place.config_path))
-    if runs.resume_key(found) != runs.resume_key(trial.config):
+    wanted = trial.config.train.epochs
+    same = runs.resume_key(found) == runs.resume_key(trial.config)
+    if not same or wanted not in (found.train.epochs, extended):
         raise UsageError(
             f"{folder.config_path} is not what {place.name} was made from",
             "a sweep goes on as it began; put the file back, or start another sweep with it",
         )
-    runs.extended(found, trial.config.train.epochs)
 
 
 def _ended_well(folder: RunDirectory) -> bool:
