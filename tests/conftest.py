@@ -73,7 +73,7 @@ def forked_alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """For commands in forked processes: no pictures, which take longer than everything else; and
     nobody stays behind."""
     from mnist_cli.report import plots
-    from tests.reliability.forked import end_all
+    from tests.reliability.harness import end_all
 
     monkeypatch.setattr(plots, "draw", lambda _: [])
     yield

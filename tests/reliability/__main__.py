@@ -5,31 +5,48 @@ in Markdown, and exits with 1 if anything was lost or altered.
 """
 
 import argparse
+import multiprocessing
+import os
 import random
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 from mnist_cli.config import load
-from mnist_cli.errors import CheckpointError
+from mnist_cli.data import durable
+from mnist_cli.errors import CheckpointError, DataError
 from mnist_cli.runs import checkpoint, run, store
-from mnist_cli.runs.checkpoint import Checkpoint
 from mnist_cli.runs.datasets import Datasets
-from mnist_cli.runs.metrics import MetricsLog
 from mnist_cli.sweeps.driver import drive
 from mnist_cli.sweeps.executors import InProcess
 from mnist_cli.sweeps.jobs import Epoch
 from mnist_cli.sweeps.plan import StackPlan
-from tests.reliability.crash import SWEEP, TRAIN, Endured, Life, faults, lives
-from tests.runs.test_trust import made, same
+from tests.reliability.harness import (
+    SWEEP,
+    TRAIN,
+    Attacks,
+    Subject,
+    add,
+    endure,
+    faults,
+    file_limit,
+    kills,
+)
+from tests.runs.test_trust import made as made_checkpoint
+from tests.runs.test_trust import same
 
-Row = tuple[str, str, str]
+AT_ONCE = 2  # processes that attack
+LIMITS = range(5_000, 90_000, 4_000)  # bytes no file may exceed; all of them are shorter than that
+SHM = Path("/dev/shm")  # a filesystem in memory
+
+Attack = Callable[[Path, int], Attacks]
 
 
 def main() -> int:
@@ -39,99 +56,102 @@ def main() -> int:
     parser.add_argument("--flips", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args()
+    os.environ |= {"MNIST_OFFLINE": "1", "COLUMNS": "120"}
     lost: list[str] = []
-    with tempfile.TemporaryDirectory() as scratch:
-        place = Path(scratch)
-        rows = _killed(lives(asked.kills, place, asked.seed), lost)
-        rows += _faulted(faults(place, [TRAIN, SWEEP], all_of_them=True), lost)
-        rows.append(_flipped(asked.flips, place / "last.pt", asked.seed, lost))
-        rows.append(("cost of a commit, of the time of an epoch of `mlp` on MNIST", *_cost(place)))
-    print("| what | how many | lost or altered results |\n|---|---|---|")  # noqa: T201
-    for row in rows:
-        print(f"| {' | '.join(row)} |")  # noqa: T201
+    print("| what | how many | of them ended it or a run | lost or altered |\n|---|---|---|---|")  # noqa: T201
+    with tempfile.TemporaryDirectory() as scratch, tempfile.TemporaryDirectory(dir=SHM) as memory:
+        places = {tempfile.gettempdir(): Path(scratch), str(SHM): Path(memory)}
+        for start in (TRAIN, SWEEP):
+            name = f"`mnist {start[0]}`"
+            for where, place in places.items():
+                attack = partial(_killed, start, asked.kills // 4, asked.seed)
+                row(f"{name} killed (SIGKILL) and resumed, in {where}", attack, place, lost)
+            what = f"{name} with a failing open, write, fsync, rename or mkdir, and resumed"
+            row(what, partial(_faulted, start), places[str(SHM)], lost)
+            what = f"{name} with a limit on the size of files (`ulimit -f`), and resumed"
+            row(what, partial(_limited, start), places[str(SHM)], lost)
+        row("a bit of a checkpoint flipped", partial(_flipped, asked), Path(scratch), lost)
+        cost = _cost(Path(scratch))
+        print(f"| a commit, of the time of an epoch of `mlp` on MNIST | {cost} | - | - |")  # noqa: T201
     for each in lost:
         print(each, file=sys.stderr)  # noqa: T201
     return 1 if lost else 0
 
 
-def _killed(found: dict[str, list[Life]], lost: list[str]) -> list[Row]:
-    rows = []
-    for name, those in sorted(found.items()):
-        command, place = name.split(" in ")
-        wrong = [f"{name}: {life.lost}" for life in those if life.lost]
-        lost += wrong
-        kills, workers = sum(life.kills for life in those), sum(life.workers for life in those)
-        what = f"`mnist {command}` killed (SIGKILL) and resumed, runs on {place}"
-        many = f"{kills + workers} kills" + f" ({workers} of a worker)" * bool(workers)
-        rows.append((what, f"{many}, in {len(those)} runs", str(len(wrong))))
-    return rows
+def row(what: str, attack: Attack, place: Path, lost: list[str]) -> None:
+    """Attacks from two processes at once, and prints what came of it."""
+    fork = multiprocessing.get_context("fork")
+    total = Attacks()
+    with ProcessPoolExecutor(AT_ONCE, mp_context=fork) as pool:
+        for made in pool.map(attack, [place / f"{n}" for n in range(AT_ONCE)], range(AT_ONCE)):
+            add(total, made)
+    lost += [f"{what}: {each}" for each in total.lost]
+    many = f"{total.tried}" + f" ({total.workers} of a worker)" * bool(total.workers)
+    many += f", in {total.runs} runs" * bool(total.runs)
+    print(f"| {what} | {many} | {total.hit} | {len(total.lost)} |", flush=True)  # noqa: T201
 
 
-def _faulted(found: list[Endured], lost: list[str]) -> list[Row]:
-    rows = []
-    for command in ("train", "sweep"):
-        those = [each for each in found if each.what.startswith(command)]
-        wrong = [f"{each.what}: {each.lost}" for each in those if each.lost]
-        lost += wrong
-        what = f"`mnist {command}` with a failing open, write, fsync, rename or mkdir, and resumed"
-        failed = sum(each.code != 0 for each in those)
-        rows.append((what, f"{len(those)} faults ({failed} ended the command)", str(len(wrong))))
-    return rows
+def _killed(start: Sequence[str], count: int, seed: int, place: Path, part: int) -> Attacks:
+    return kills(Subject(start, place), -(-count // AT_ONCE), random.Random(f"{seed} {part}"))
 
 
-def _flipped(count: int, path: Path, seed: int, lost: list[str]) -> Row:
+def _faulted(start: Sequence[str], place: Path, part: int) -> Attacks:
+    return faults(Subject(start, place), (part, AT_ONCE), both=start is TRAIN)
+
+
+def _limited(start: Sequence[str], place: Path, part: int) -> Attacks:
+    made, subject = Attacks(), Subject(start, place)
+    for limit in LIMITS[part::AT_ONCE]:
+        add(made, endure(subject, file_limit(limit), f"{limit} bytes"))
+    return made
+
+
+def _flipped(asked: argparse.Namespace, place: Path, part: int) -> Attacks:
     """A flipped bit of a checkpoint is seen, or it is not of anything that is read."""
-    dice, whole = random.Random(seed), made()
+    dice, whole, found = random.Random(f"{asked.seed} {part}"), made_checkpoint(), Attacks()
+    path = place / "flipped.pt"
+    path.parent.mkdir(exist_ok=True)
     checkpoint.save(path, whole)
     content = path.read_bytes()
-    refused = wrong = 0
-    for _ in range(count):
+    for _ in range(asked.flips // AT_ONCE):
         damaged = bytearray(content)
-        place = dice.randrange(len(content))
-        damaged[place] ^= 1 << dice.randrange(8)
+        where = dice.randrange(len(content))
+        damaged[where] ^= 1 << dice.randrange(8)
         path.write_bytes(damaged)
+        found.tried += 1
         try:
             back = checkpoint.load(path)
         except CheckpointError:
-            refused += 1
+            found.hit += 1
         else:
             if not same(vars(back), vars(whole)):
-                wrong += 1
-                lost.append(f"a bit flipped at byte {place} went unseen")
-    return "a bit of a checkpoint flipped", f"{count} ({refused} refused)", str(wrong)
+                found.lost.append(f"byte {where} went unseen")
+    return found
 
 
-def _cost(place: Path) -> tuple[str, str]:
+def _cost(place: Path) -> str:
     """How much of an epoch a run spends in its commit: the median over three times four epochs."""
     shares: list[float] = []
     spent = 0.0
 
-    @contextmanager
-    def counted() -> Iterator[None]:
-        nonlocal spent
-        began = time.perf_counter()
-        yield
-        spent += time.perf_counter() - began
+    def counted(function: Callable[..., None]) -> Callable[..., None]:
+        def call(*args: Any) -> None:
+            nonlocal spent
+            began = time.perf_counter()
+            function(*args)
+            spent += time.perf_counter() - began
 
-    whole_save, whole_append = checkpoint.save, MetricsLog.append
-
-    def save(path: Path, state: Checkpoint) -> None:
-        with counted():
-            whole_save(path, state)
-
-    def append(self: MetricsLog, record: Any) -> None:
-        with counted():
-            whole_append(self, record)
+        return call
 
     config = load("mlp", (), (), ()).config.model_copy(update={"sweep": {}})
     datasets = Datasets(lambda _: None)
     try:
         datasets.get(config)
-    except Exception as error:  # noqa: BLE001 - without MNIST there is no such figure
-        return f"not measured: {error}", "-"
+    except DataError as error:
+        return f"not measured: {error}"
     with (
-        mock.patch.object(checkpoint, "save", save),
-        mock.patch.object(MetricsLog, "append", append),
+        mock.patch.object(checkpoint, "save", counted(checkpoint.save)),
+        mock.patch.object(durable, "append", counted(durable.append)),
     ):
         for _ in range(3):
             one = run.create(config, store.create(place / "runs", "cost"))
@@ -141,7 +161,7 @@ def _cost(place: Path) -> tuple[str, str]:
                     now = time.perf_counter()
                     shares.append(spent / (now - began))
                     began, spent = now, 0.0
-    return f"{100 * statistics.median(shares):.1f} %", "-"
+    return f"{100 * statistics.median(shares):.1f} %"
 
 
 if __name__ == "__main__":

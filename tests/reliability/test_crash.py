@@ -2,13 +2,16 @@
 
 What is killed are whole commands in processes of their own, at random moments of their lives; then
 they are resumed, and killed again, until they end. `python -m tests.reliability` does more of it.
-That what was written also outlives the power is up to the flushes in `files.py`, which a process
+That what was written also outlives the power is up to the flushes in `durable.py`, which a process
 that is killed does not need: of them only order and presence are tested.
 """
 
 import os
+import random
+import signal
 import stat
 import subprocess
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,114 +19,201 @@ from typing import Any
 import pytest
 
 from mnist_cli.data import durable
+from mnist_cli.runs import checkpoint
 from mnist_cli.runs.store import RunDirectory
+from mnist_cli.sweeps import sweep as sweeps
 from mnist_cli.sweeps.plan import can_fork
 from tests.conftest import Mnist
-from tests.reliability.crash import (
+from tests.reliability.harness import (
     DATA,
     FAULTS,
     MODEL,
     SWEEP,
     TRAIN,
-    Laboratory,
+    Command,
+    Disk,
+    Subject,
+    calls,
     contents,
-    directories,
+    dies,
+    disagreements,
     endure,
     faults,
-    found,
-    lives,
-    strays,
-    undisturbed,
+    file_limit,
+    kills,
 )
 
-pytestmark = pytest.mark.skipif(not can_fork(), reason="processes are forked on Linux")
+pytestmark = [
+    pytest.mark.skipif(not can_fork(), reason="processes are forked on Linux"),
+    pytest.mark.usefixtures("forked_alone"),
+]
 
-SHORT = ("train", DATA, MODEL, "--epochs", "2", "--lr", "1e-2")
+SHORT = ("train", DATA, *MODEL, "--epochs", "2", "--lr", "1e-2")
+THIRTY = tuple(
+    "30" if word == "3" else word for word in SWEEP
+)  # epochs: it is in the midst of them
 
 
-@pytest.fixture(scope="module")
-def laboratory() -> Iterator[Laboratory]:
-    with Laboratory() as made:
-        yield made
+@pytest.fixture
+def memory() -> Iterator[Path]:
+    """A folder in memory: another filesystem than that of temporary files, and a fast one."""
+    place = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(dir=place if os.access(place, os.W_OK) else None) as folder:
+        yield Path(folder)
 
 
 # --------------------------------------------------------------------------------------- kills
 
 
-def test_whatever_moment_it_is_killed_at_a_command_comes_to_the_same_bits(tmp_path: Path) -> None:
-    made = lives(102, tmp_path)
-    assert [life.lost for each in made.values() for life in each if life.lost] == []
-    assert {name.split()[0] for name in made} == {"train", "sweep"}
-    assert sum(life.kills + life.workers for each in made.values() for life in each) >= 100
-    # What was hit is a matter of chance, and of the machine; workers have a test of their own.
-    assert {-9, 0} <= {code for each in made.values() for life in each for code in life.codes}
-
-
-def test_a_killed_worker_costs_its_own_runs_and_the_sweep_goes_on(
-    laboratory: Laboratory, tmp_path: Path
+@pytest.mark.parametrize("start", [TRAIN, SWEEP], ids=["train", "sweep"])
+@pytest.mark.parametrize("where", ["tmp_path", "memory"])
+def test_whatever_moment_it_is_killed_at_a_command_comes_to_the_same_bits(
+    where: str, start: tuple[str, ...], request: pytest.FixtureRequest
 ) -> None:
-    whole, _ = undisturbed(laboratory, SWEEP, tmp_path / "runs")
-    long = tuple("30" if word == "3" else word for word in SWEEP)  # epochs: it is in the midst
-    ended = laboratory.run(*long, "--runs-dir", str(tmp_path / "runs"), kill_after=0.4, worker=True)
-    assert ended.killed
+    place = request.getfixturevalue(where)
+    count = 15 if start is TRAIN else 8
+    made = kills(Subject(start, place / "lives"), count, random.Random(where))
+    assert made.lost == []
+    assert made.tried >= count
+    assert {-signal.SIGKILL, 0} <= set(made.codes)
+
+
+@pytest.mark.parametrize("moment", [0.3, 0.6])
+def test_a_killed_worker_costs_its_own_runs_and_the_sweep_goes_on(
+    moment: float, memory: Path
+) -> None:
+    subject = Subject(THIRTY, memory / "lives")
+    command = subject.go()
+    assert command.kill_at(moment * subject.seconds, worker=True)
+    ended = command.wait()
     assert ended.code == 3, ended.err
-    folder = RunDirectory(tmp_path / "runs" / "mlp-sweep-0001")
+    folder = RunDirectory(subject.folder)
     statuses = [trial["status"] for trial in folder.summary()["trials"]]
     assert sorted(statuses) == ["failed", "failed", "finished", "finished"]
-    lost = [folder.trial(index) for index, told in enumerate(statuses) if told == "failed"]
-    for run in lost:
-        assert run.meta()["error"] == "its process was killed (SIGKILL)"
-        assert run.name in ended.err
+    for trial, status in zip(folder.trials(), statuses, strict=True):
+        assert (trial.meta().get("error") == "its process was killed (SIGKILL)") == (
+            trial.name in ended.err
+        )
+        assert (status == "failed") == (trial.name in ended.err)
     assert f"go on with: mnist resume {folder.path}" in ended.err
-    ended = laboratory.run("resume", str(folder.path))
-    assert ended.code == 0, ended.err
-    laboratory.run(*long, "--runs-dir", str(tmp_path / "whole"))
-    assert contents(folder.path) == contents(tmp_path / "whole" / "mlp-sweep-0001")
-    assert whole != contents(folder.path)
+    assert disagreements(folder.path) == []
+    assert subject.go().wait().code == 0
+    assert subject.differences() == []
 
 
-def test_a_sweep_killed_before_it_was_dealt_out_is_dealt_as_asked(
-    laboratory: Laboratory, tmp_path: Path
-) -> None:
-    whole, ended = undisturbed(laboratory, SWEEP, tmp_path / "runs")
-    for number in range(ended.calls["replace"], 0, -1):
-        fault = {"fault": "replace", "at": number, "lasting": True}
-        laboratory.run(*SWEEP, "--runs-dir", str(tmp_path / "runs"), **fault)
-        folder = found(tmp_path / "runs")
-        if folder and "stacks" not in RunDirectory(folder).meta():
-            break
-        for path in (tmp_path / "runs").iterdir():
-            path.rename(tmp_path / f"{path.name}-{number}")
-    assert folder
-    assert laboratory.run("resume", str(folder)).code == 0
-    assert RunDirectory(folder).meta()["workers"] == 2
-    assert contents(folder) == whole
+def test_a_sweep_killed_before_it_was_dealt_out_is_dealt_as_asked(memory: Path) -> None:
+    subject = Subject(SWEEP, memory / "lives")
+    subject.go(lambda: calls(sweeps, "partition", 1, dies)).wait()
+    assert "stacks" not in RunDirectory(subject.folder).meta()
+    assert subject.go().wait().code == 0
+    assert RunDirectory(subject.folder).meta()["workers"] == 2
+    assert subject.differences() == []
 
 
 # -------------------------------------------------------------------------------------- faults
 
 
-def test_every_call_to_the_disk_can_fail(tmp_path: Path) -> None:
-    with directories(tmp_path) as there:
-        made = faults(there[-1], [SHORT], all_of_them=False)
-    assert [each for each in made if each.lost] == []
-    assert {each.code for each in made} == {1, 2}
-    assert len(made) > 50
-    for name in FAULTS:
-        assert any(name in each.what for each in made)
+@pytest.mark.parametrize("part", range(2))
+def test_every_call_to_the_disk_can_fail(part: int, memory: Path) -> None:
+    subject = Subject(SHORT, memory / "lives")
+    made = faults(subject, (part, 2), both=False)
+    assert made.lost == []
+    assert set(made.codes) == {1, 2}
+    assert made.tried > 25
+    assert subject.calls.keys() == FAULTS.keys()
+    assert min(subject.calls.values()) > 0
 
 
-def test_calls_to_the_disk_of_a_sweep_can_fail(laboratory: Laboratory, tmp_path: Path) -> None:
-    whole, ended = undisturbed(laboratory, SWEEP, tmp_path / "runs")
-    last = ended.calls["write"]
-    codes = set()
-    for at in (2, last // 2, last - 1, last):
+def test_calls_to_the_disk_of_a_sweep_can_fail(memory: Path) -> None:
+    subject = Subject(SWEEP, memory / "lives")
+    writes, codes = subject.calls["write"], set()
+    for at in (writes // 2, writes - 1, writes):
         for lasting in (False, True):
-            fault = {"fault": "write", "at": at, "lasting": lasting}
-            made = endure(laboratory, SWEEP, tmp_path / "runs", whole, **fault)
-            assert not made.lost, made
-            codes.add(made.code)
+            made = endure(subject, Disk("write", at, lasting).install, f"write {at} {lasting}")
+            assert made.lost == []
+            codes |= set(made.codes)
     assert {1, 3} <= codes
+
+
+# Of these runs config and meta have less than 2,000 bytes, best.pt 28,000 and last.pt 80,000.
+@pytest.mark.parametrize("limit", [1_000, 5_000, 30_000, 60_000])
+def test_a_limit_on_the_size_of_files(limit: int, memory: Path) -> None:
+    made = endure(Subject(SHORT, memory / "lives"), file_limit(limit))
+    assert (made.lost, made.codes) == ([], [1])
+
+
+def test_a_disk_that_fills_up_in_the_midst_of_a_sweep(memory: Path) -> None:
+    """A failed run has no epoch that was not committed, wins nothing, and opens no test set."""
+    argv = ("sweep", DATA, "model={name: mlp, width: 1}", "train.select=loss", "optimizer=sgd")
+    subject = Subject((*argv, "--lrs", "1e-1,1e-2", "--epochs", "40"), memory / "lives")
+    ended = subject.go(file_limit(8_000)).wait()  # about as long as the records of 30 epochs
+    assert ended.code == 3, ended.err
+    folder = RunDirectory(subject.folder)
+    summary = folder.summary()
+    assert [row["status"] for row in summary["trials"]] == ["failed"] * 2
+    assert [row["val/loss"] for row in summary["trials"]] == [None] * 2
+    assert summary["best"] is None
+    for trial in folder.trials():
+        done = trial.summary()["epochs"]
+        assert 0 < done < 40
+        assert len(trial.metrics()) == done == checkpoint.load(trial.last).epoch
+        assert trial.summary()["best"]["epoch"] == checkpoint.load(trial.best).epoch
+    assert disagreements(folder.path) == []
+    assert subject.go().wait().code == 0
+    assert subject.differences() == []
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A filesystem with room for 160 kB."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=160k", "tmpfs", str(place)]
+    try:
+        subprocess.run(command, check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("nothing can be mounted here")
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", str(place)], check=True)
+
+
+def test_a_disk_that_is_full(small_disk: Path, tmp_path: Path) -> None:
+    whole = Subject(TRAIN, tmp_path / "lives").whole
+    place = small_disk / "runs" / "mlp-0001"
+    resume = ("resume", str(place))
+    ended = Command(tmp_path, *TRAIN, "--runs-dir", str(place.parent)).wait()
+    error, hint = ended.err.splitlines()[-2:]
+    assert (ended.code, error.startswith(f"error: mlp-0001 failed: {place}/")) == (1, True)
+    assert error.endswith(": No space left on device")
+    assert f"mnist resume {place}" in hint
+    assert disagreements(place) == []
+    ended = Command(tmp_path, *resume).wait()
+    assert (ended.code, "No space left on device" in ended.err) == (1, True)  # it still is
+    subprocess.run(["mount", "-o", "remount,size=10m", str(small_disk)], check=True)
+    assert Command(tmp_path, *resume).wait().code == 0
+    assert contents(place) == whole
+
+
+def test_pictures_that_cannot_be_written_are_told_and_not_left_half_done(
+    mnist: Mnist, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.undo()  # pictures are drawn
+    runs, disk = str(tmp_path / "runs"), Disk()
+    with monkeypatch.context() as patched:
+        patched.setattr(durable, "os", disk)
+        assert mnist(*SHORT, "--runs-dir", runs).code == 0
+        patched.setattr(durable, "os", Disk("write", disk.calls["write"], lasting=True))
+        ended = mnist(*SHORT, "--runs-dir", runs)
+    assert ended.code == 0
+    assert "warning: the pictures could not be drawn: " in ended.err
+    run = RunDirectory(tmp_path / "runs" / "mlp-0002")
+    assert list(run.plots.iterdir()) == []
+    assert run.meta()["status"] == "finished"
+
+
+# ------------------------------------------------------------------------------- durable writes
 
 
 def test_a_file_is_flushed_before_it_has_its_name_and_its_name_before_it_counts(
@@ -158,87 +248,20 @@ def test_a_file_is_flushed_before_it_has_its_name_and_its_name_before_it_counts(
     assert (tmp_path / "b").read_bytes() == b"onetwo"
 
 
-# Of these runs config and meta have less than 2,000 bytes, best.pt 28,000 and last.pt 80,000.
-@pytest.mark.parametrize("limit", [1_000, 5_000, 30_000, 60_000])
-def test_a_limit_on_the_size_of_files(laboratory: Laboratory, limit: int, tmp_path: Path) -> None:
-    whole, _ = undisturbed(laboratory, SHORT, tmp_path / "runs")
-    made = endure(laboratory, SHORT, tmp_path / "runs", whole, limit=limit)
-    assert not made.lost, made
-    assert made.code == 1
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A filesystem with room for 160 kB."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=160k", "tmpfs", str(place)]
-    try:
-        subprocess.run(command, check=True, capture_output=True)
-    except (OSError, subprocess.CalledProcessError):
-        pytest.skip("nothing can be mounted here")
-    try:
-        yield place
-    finally:
-        subprocess.run(["umount", str(place)], check=True)
-
-
-def test_a_disk_that_is_full(laboratory: Laboratory, small_disk: Path, tmp_path: Path) -> None:
-    whole, _ = undisturbed(laboratory, TRAIN, tmp_path / "runs")
-    ended = laboratory.run(*TRAIN, "--runs-dir", str(small_disk / "runs"))
-    assert ended.code == 1
-    place = small_disk / "runs" / "mlp-0001"
-    lines = ended.err.splitlines()
-    assert lines[-2].startswith(f"error: mlp-0001 failed: {place}/")
-    assert lines[-2].endswith(": No space left on device")
-    assert lines[-1] == f"hint: make room there; go on with: mnist resume {place}"
-    assert not strays(small_disk)
-    ended = laboratory.run("resume", str(place))
-    assert ended.code == 1  # it still is
-    assert "No space left on device" in ended.err
-    subprocess.run(["mount", "-o", "remount,size=10m", str(small_disk)], check=True)
-    assert laboratory.run("resume", str(place)).code == 0
-    assert contents(place) == whole
-
-
-def test_pictures_that_cannot_be_written_are_told_and_not_left_half_done(
-    laboratory: Laboratory, tmp_path: Path
-) -> None:
-    ended = laboratory.run(*SHORT, "--runs-dir", str(tmp_path / "whole"), pictures=True)
-    at = ended.calls["write"]  # the last there is
-    runs = tmp_path / "runs"
-    ended = laboratory.run(
-        *SHORT, "--runs-dir", str(runs), pictures=True, fault="write", at=at, lasting=True
-    )
-    assert ended.code == 0
-    assert "warning: the pictures could not be drawn: " in ended.err
-    assert list((runs / "mlp-0001" / "plots").iterdir()) == []
-    assert RunDirectory(runs / "mlp-0001").meta()["status"] == "finished"
-
-
 def test_a_copied_config_is_whole_or_not_there(
     mnist: Mnist, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Full:
-        def __getattr__(self, name: str) -> object:
-            return getattr(__import__("os"), name)
-
-        def write(self, handle: int, content: bytes) -> int:
-            raise OSError(28, "No space left on device")
-
     monkeypatch.chdir(tmp_path)
     with monkeypatch.context() as patched:
-        patched.setattr(durable, "os", Full())
+        patched.setattr(durable, "os", Disk("write", 1))
         ended = mnist("config", "copy", "cnn")
-    assert ended.code == 2
-    assert "error: cnn.yaml: No space left on device" in ended.err
+    assert (ended.code, "cnn.yaml: No space left on device" in ended.err) == (2, True)
     assert list(tmp_path.iterdir()) == []
     assert mnist("config", "copy", "cnn").code == 0
     before = Path("cnn.yaml").read_bytes()
     ended = mnist("config", "copy", "mlp", "cnn.yaml")
     assert (ended.code, "File exists" in ended.err) == (2, True)
     assert Path("cnn.yaml").read_bytes() == before
-    assert [path.name for path in tmp_path.iterdir()] == ["cnn.yaml"]
 
 
 def test_a_filesystem_without_links_does_for_a_copy(

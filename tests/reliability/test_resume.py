@@ -19,14 +19,17 @@ from mnist_cli.errors import UsageError
 from mnist_cli.report import plots
 from mnist_cli.runs import checkpoint, store
 from mnist_cli.runs.datasets import Datasets
+from mnist_cli.runs.evaluate import evaluate
 from mnist_cli.runs.run import Run, create, hold, reopen
 from mnist_cli.runs.store import RunDirectory
+from mnist_cli.sweeps import plan
+from mnist_cli.sweeps import sweep as sweeps
 from mnist_cli.sweeps.driver import drive
 from mnist_cli.sweeps.executors import InProcess
 from mnist_cli.sweeps.jobs import Epoch, Event, Failed
 from mnist_cli.sweeps.plan import StackPlan
 from tests.conftest import Mnist
-from tests.reliability.crash import contents, strays
+from tests.reliability.harness import contents, disagreements, strays
 
 DATA = {"name": "synthetic", "size": 140, "batch_size": 32}  # four steps an epoch
 MODEL = {"name": "mlp", "width": 4, "dropout": 0.3}
@@ -150,12 +153,12 @@ def test_every_optimizer_and_scheduler_is_here() -> None:
 def test_a_run_alone_goes_on_to_the_same_bits(
     optimizer: str, scheduler: str, tmp_path: Path
 ) -> None:
-    for unit, length in LENGTHS.items():
-        made = history(tmp_path / unit, [config(optimizer, scheduler, **length)])
-        assert made.ends[0]["status"] == "finished"
-        assert len(made.cuts) == (5 if unit == "epochs" else 4)
-        for cut in made.cuts:
-            assert resumed(cut) == made.ends, cut
+    length = {"epochs": 3} if scheduler == "cosine by steps" else LENGTHS["steps"]
+    made = history(tmp_path, [config(optimizer, scheduler, **length)])
+    assert made.ends[0]["status"] == "finished"
+    assert len(made.cuts) == 4
+    for cut in made.cuts:
+        assert resumed(cut) == made.ends, cut
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
@@ -576,3 +579,142 @@ def test_a_resumed_sweep_shows_published_figures_of_a_run_that_diverged(
     ended = mnist("resume", "published-sweep-0001")
     assert ended.code == 0, ended.err
     assert "a book" in ended.out
+
+
+# ------------------------------------------------------------------- folders that were meddled with
+
+
+def trained_sweep(mnist: Mnist, *more: str) -> RunDirectory:
+    ended = mnist("sweep", *SMALL, "--lrs", "1e-2,1e-3", "--epochs", "2", "--json", *more)
+    assert ended.code == 0, ended.err
+    return RunDirectory(Path(ended.json["checkpoint"]).parent)
+
+
+def edit(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+
+
+@pytest.mark.parametrize("state", ["finished", "unfinished"])
+@pytest.mark.parametrize("epochs", [1, 3])
+def test_edited_epochs_are_refused(
+    epochs: int, state: str, mnist: Mnist, runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a run, of a trial of a sweep, and of the sweep; not even --epochs goes on from them."""
+    with monkeypatch.context() as patched:
+        if state == "unfinished":
+            cut_after(1, patched)
+        mnist("train", *SMALL, "--epochs", "2")
+        mnist("sweep", *SMALL, "--lrs", "1e-2,1e-3", "--epochs", "2")
+    for path in (
+        runs / "mlp-0001" / "config.yaml",
+        runs / "mlp-sweep-0001" / "trials" / "001" / "config.yaml",
+        runs / "mlp-sweep-0001" / "sweep.yaml",
+    ):
+        name = path.relative_to(runs).parts[0]
+        before = path.read_text()
+        edit(path, "epochs: 2", f"epochs: {epochs}")
+        for more in ((), ("--epochs", "9")):
+            ended = mnist("resume", name, *more)
+            assert (ended.code, "put the file back" in ended.err) == (2, True), (path, more)
+        path.write_text(before)
+        assert disagreements(runs / name) == []
+        assert mnist("resume", name).code == 0
+
+
+def test_a_trial_that_lost_its_config_starts_clean(mnist: Mnist, runs: Path) -> None:
+    folder = trained_sweep(mnist)
+    whole = contents(folder.path)
+    (folder.trial(1).path / "config.yaml").unlink()
+    assert mnist("resume", folder.name).code == 0
+    assert contents(folder.path) == whole
+    assert disagreements(folder.path) == []
+
+
+def test_the_test_set_is_opened_once_for_the_same_weights(
+    mnist: Mnist, runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured: list[str] = []
+    write = durable.replace
+
+    def counted(*args: Any) -> Any:
+        measured.append(args[2])
+        return evaluate(*args)
+
+    def full(path: Path, content: bytes) -> None:
+        if measured and path.name == "summary.json":  # the last thing that a sweep writes
+            raise OSError(28, "No space left on device", str(path))
+        write(path, content)
+
+    monkeypatch.setattr("mnist_cli.sweeps.sweep.evaluate", counted)
+    with monkeypatch.context() as patched:
+        patched.setattr(durable, "replace", full)
+        assert mnist("sweep", *SMALL, "--lrs", "1e-2,1e-3", "--epochs", "2").code == 1
+    assert measured == ["test"]
+    ended = mnist("resume", "mlp-sweep-0001", "--json")
+    assert (ended.code, measured) == (0, ["test"])
+    assert 0 <= ended.json["best"]["test/acc"] <= 1
+    assert mnist("resume", "mlp-sweep-0001", "--epochs", "3").code == 0
+    assert measured == ["test"] * 2  # other weights
+
+
+def test_a_sweep_without_its_meta_opens_no_test_set(mnist: Mnist, runs: Path) -> None:
+    folder = trained_sweep(mnist)
+    (folder.path / "meta.json").unlink()
+    ended = mnist("resume", folder.name, "--json")
+    assert ended.code == 0
+    assert "test/acc" not in ended.json["best"]
+
+
+def test_a_winner_whose_checkpoint_is_gone_is_said(
+    mnist: Mnist, runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def losing(*args: Any) -> Generator[Event, None, None]:
+        yield from drive(*args)
+        for path in runs.glob("*/trials/*/best.pt"):
+            path.unlink()
+
+    with monkeypatch.context() as patched:
+        patched.setattr(sweeps, "drive", losing)
+        ended = mnist("sweep", *SMALL, "--lrs", "1e-2", "--epochs", "2")
+    assert (ended.code, "trials/000/best.pt, the winner's checkpoint, is gone" in ended.err) == (
+        3,
+        True,
+    )
+    assert mnist("resume", "mlp-sweep-0001").code == 0
+
+
+def test_more_epochs_do_not_change_how_runs_are_dealt_out(
+    mnist: Mnist, runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where two epochs of them are less work than pays for processes, and five are more."""
+    monkeypatch.setattr(plan, "PROCESSES_PAY", 3 * 2 * 112 * 784 * 32)
+    for epochs in ("5", "2"):
+        command = ("sweep", *SMALL, "train.select=loss", "--lrs", "1e-2,1e-3")
+        assert mnist(*command, "--epochs", epochs).code == 0
+    assert mnist("resume", "mlp-sweep-0002", "--epochs", "5").code == 0
+    whole, extended = (RunDirectory(runs / f"mlp-sweep-000{n}") for n in (1, 2))
+    assert whole.meta()["stacks"] == extended.meta()["stacks"]
+    assert contents(extended.path) == contents(whole.path)
+
+
+def test_nothing_is_written_through_a_link(mnist: Mnist, runs: Path, tmp_path: Path) -> None:
+    folder, outside = trained_sweep(mnist), tmp_path / "outside"
+    before = contents(folder.path)
+    for name in ("trials", "trials/000", "plots"):
+        path = folder.path / name
+        path.rename(outside)
+        path.symlink_to(outside)
+        files = {p: p.stat().st_mtime_ns for p in outside.rglob("*")}
+        for argv in (("resume", folder.name, "--epochs", "3"), ("plot", folder.name)):
+            if name == "plots" or argv[0] == "resume":
+                assert mnist(*argv).code == 2, (name, argv)
+        assert {p: p.stat().st_mtime_ns for p in outside.rglob("*")} == files
+        path.unlink()
+        outside.rename(path)
+    assert contents(folder.path) == before
+    edit(folder.path / "summary.json", '"optimizer.lr"', '"../../../x"')
+    assert folder.status() == "damaged"
+    mnist("plot", folder.name)
+    assert not list(tmp_path.glob("*x*"))

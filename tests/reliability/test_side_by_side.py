@@ -3,7 +3,9 @@
 import json
 import os
 import platform
+import shutil
 import signal
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -13,7 +15,6 @@ from typing import Any
 import pytest
 
 from mnist_cli.data import durable
-from mnist_cli.engine import loop as train
 from mnist_cli.runs import checkpoint as checkpoints
 from mnist_cli.runs import lock, store
 from mnist_cli.runs import run as runs
@@ -22,7 +23,7 @@ from mnist_cli.runs.store import RunDirectory
 from mnist_cli.sweeps import executors
 from mnist_cli.sweeps.jobs import Event, StackJob, train_stack
 from tests.conftest import Ended, Mnist
-from tests.reliability.forked import Command, alive, calls, children, until
+from tests.reliability.harness import Command, alive, calls, children, dies, until
 
 SMALL = ("data={name: synthetic, size: 140, batch_size: 32}",)
 TRAIN = ("train", *SMALL, "--epochs", "3")
@@ -46,13 +47,10 @@ def begun(folder: Path, epochs: int = 2) -> bool:
 
 
 def test_many_that_begin_at_the_same_moment_have_folders_of_their_own(tmp_path: Path) -> None:
-    gate, count = tmp_path / "gate", 12
+    gate, count = tmp_path / "gate", 8
 
     def before() -> None:
-        def wait_for_the_others() -> None:
-            until(gate.exists)
-
-        calls(store, "_numbers", 1, wait_for_the_others)
+        calls(durable, "make_folder", 1, lambda: until(gate.exists))  # all have the same number
 
     commands = [
         Command(tmp_path, "train", *SMALL, "train.epochs=null", "train.steps=1", before=before)
@@ -154,7 +152,7 @@ def test_the_line_to_resume_a_run_elsewhere_names_its_folder(mnist: Mnist, tmp_p
     elsewhere = str(tmp_path / "else where")
 
     def before() -> None:
-        calls(train, "_step", 6, lambda: os.kill(os.getpid(), signal.SIGKILL))
+        calls(checkpoints, "save", 3, dies)
 
     command = Command(tmp_path, *TRAIN, "--runs-dir", elsewhere, before=before)
     until(lambda: not command.running())
@@ -292,6 +290,36 @@ def test_a_run_that_ends_while_it_is_looked_at_is_not_dead(
 
     monkeypatch.setattr(lock, "is_held", ends)
     assert folder.status() == "finished"
+
+
+def test_who_may_not_write_sees_that_a_run_is_dead_and_who_trains_is_not_kept_out() -> None:
+    """Many ask at once, and asking is not holding: each time it can be gone on with."""
+    place = Path(tempfile.mkdtemp())
+    place.chmod(0o755)
+    runs_dir = ("--runs-dir", str(place / "runs"))
+    command = Command(place, *LONG, *runs_dir)
+    until(lambda: begun(place / "runs" / "mlp-0001"))
+    command.kill()
+
+    def looks() -> None:
+        if os.getuid() == 0:
+            os.setuid(65534)
+
+    folder = RunDirectory(place / "runs" / "mlp-0001")
+    try:
+        readers = [
+            Command(place, "runs", "list", "--json", *runs_dir, before=looks) for _ in range(4)
+        ]
+        while any(reader.running() for reader in readers):
+            with runs.hold(folder):
+                time.sleep(0.001)
+            time.sleep(0.02)
+        said = [reader.wait() for reader in readers]
+        assert {ended.code for ended in said} == {0}, said
+        last = Command(place, "runs", "list", "--json", *runs_dir, before=looks).wait()
+        assert [row["status"] for row in last.json] == ["dead"]
+    finally:
+        shutil.rmtree(place)
 
 
 @pytest.mark.parametrize(

@@ -146,3 +146,43 @@ def test_a_runs_directory_that_cannot_be_made_is_a_usage_error(tmp_path: Path) -
     (tmp_path / "file").touch()
     with pytest.raises(UsageError, match="cannot make a run"):
         store.create(tmp_path / "file" / "runs", "mlp")
+
+
+def test_recording_the_commit_runs_nothing_that_the_repository_says(tmp_path: Path) -> None:
+    """Neither monitors and filters nor hooks, aliases, pagers and transports."""
+
+    def git(*argv: str) -> str:
+        author = ("-c", "user.name=a", "-c", "user.email=a@b")
+        command = ["git", *author, *argv]
+        found = subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True)
+        return found.stdout.strip()
+
+    try:
+        git("init", "-q")
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("no git here")
+    (tmp_path / "file").write_text("one")
+    (tmp_path / ".gitattributes").write_text("* filter=evil\n")
+    git("add", ".")
+    git("commit", "-q", "-m", "one")
+    commit = git("rev-parse", "HEAD")
+    script = tmp_path / "evil.sh"
+    script.write_text(f"#!/bin/sh\ntouch {tmp_path}/executed\n")
+    script.chmod(0o755)
+    hooks = tmp_path / ".git" / "hooks"
+    hooks.mkdir(exist_ok=True)
+    for name in ("post-index-change", "reference-transaction", "fsmonitor-watchman"):
+        (hooks / name).symlink_to(script)
+    keys = ["core.fsmonitor", "filter.evil.clean", "filter.evil.smudge", "core.pager"]
+    keys += ["pager.rev-parse", "core.sshCommand", "core.editor", "diff.external"]
+    for key in keys:
+        git("config", key, str(script))
+    git("config", "alias.rev-parse", f"!{script}")
+    (tmp_path / "file").write_text("two")
+    code = "from mnist_cli.runs.run import new_meta; print(new_meta('running')['git'])"
+    for folder, wanted in ((tmp_path, commit), (tmp_path.parent, "None")):
+        said = subprocess.run(
+            [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=True
+        )
+        assert said.stdout.strip() == wanted
+    assert not (tmp_path / "executed").exists()
