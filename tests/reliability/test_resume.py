@@ -177,19 +177,6 @@ def test_what_is_compared_can_differ(optimizer: str, tmp_path: Path) -> None:
     assert contents(run.folder.path)["last"] != made.ends[0]["last"]
 
 
-def test_a_run_goes_on_any_number_of_times(tmp_path: Path) -> None:
-    made = history(tmp_path, [config(epochs=6)])
-    folder = RunDirectory(folders(made.cuts[0])[0])
-    for done in range(6):
-        run = reopen(folder, None, pytest.fail)
-        assert len(run.records) == done
-        events = driven([run])
-        next(event for event in events if isinstance(event, Epoch))
-        events.close()
-        assert folder.meta()["status"] == "interrupted"
-    assert resumed(made.cuts[0]) == made.ends
-
-
 STACK = [
     config("sgd momentum", "cosine", 0),
     config("rmsprop centered", "step by steps", 0),
@@ -418,28 +405,6 @@ def test_a_run_that_could_not_be_written_says_how_it_goes_on(
     assert contents(place) == other
 
 
-def test_a_sweep_that_could_not_be_written_goes_on(
-    mnist: Mnist, runs: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    command = ("sweep", *SMALL, "--lrs", "1e-2,1e-3", "--grid", "model.depth=1,2")
-    assert mnist(*command).code == 0
-    with monkeypatch.context() as patched:
-        cut_after(2, patched)
-        ended = mnist(*command)
-    place = runs / "mlp-sweep-0002"
-    assert ended.code == 3
-    assert f"go on with: mnist resume {place}" in ended.err
-    ended = mnist("resume", str(place))
-    assert ended.code == 0, ended.err
-    whole = contents(runs / "mlp-sweep-0001")
-    assert contents(place) == whole
-    assert "error" not in RunDirectory(place / "trials" / "000").meta()
-    ended = mnist("resume", str(place), "--json")
-    assert "mlp-sweep-0002 is finished: 4 runs" in ended.err
-    assert len(ended.json["trials"]) == 4
-    assert contents(place) == whole
-
-
 def test_a_run_whose_end_could_not_be_written_has_failed(
     mnist: Mnist, runs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -630,6 +595,10 @@ def test_a_trial_that_lost_its_config_starts_clean(mnist: Mnist, runs: Path) -> 
     assert mnist("resume", folder.name).code == 0
     assert contents(folder.path) == whole
     assert disagreements(folder.path) == []
+    ended = mnist("resume", folder.name, "--json")
+    assert (ended.code, len(ended.json["trials"])) == (0, 2)
+    assert "is finished: 2 runs" in ended.err
+    assert contents(folder.path) == whole
 
 
 def test_the_test_set_is_opened_once_for_the_same_weights(

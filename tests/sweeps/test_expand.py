@@ -2,6 +2,7 @@
 
 from mnist_cli.config import Config
 from mnist_cli.sweeps.expand import expand, group
+from tests.conftest import Mnist
 
 
 def test_only_what_a_stack_cannot_hold_apart_makes_another() -> None:
@@ -21,3 +22,12 @@ def test_only_what_a_stack_cannot_hold_apart_makes_another() -> None:
     )
     stacks = group(expand(config))
     assert [len(stack) for stack in stacks] == [32, 32]
+
+
+def test_a_grid_that_no_machine_finishes_is_refused_before_it_is_expanded(mnist: Mnist) -> None:
+    grid = ("--grid", "train.seed=0..999", "--grid", "model.width=1..1000")
+    for more in (("--dry-run",), ()):
+        ended = mnist("sweep", *grid, *more)
+        assert (ended.code, ended.out) == (2, "")
+        assert "--grid" in ended.err
+        assert "runs" in ended.err

@@ -70,7 +70,8 @@ def test_stacks_fit_into_memory_and_cache(
     data: Dataset,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(plans, "_free_memory", lambda _: free)
+    reads = {"/proc/meminfo": f"MemAvailable: {free >> 10} kB"}
+    monkeypatch.setattr(Path, "read_text", lambda self: reads[str(self)])
     monkeypatch.setattr(plans, "cores", lambda: 2)
     config = Config.model_validate({"model": model, "train": {"epochs": 100_000}})
     found = plans.plan([range(32)], [config] * 32, [data])
