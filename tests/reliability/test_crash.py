@@ -41,6 +41,7 @@ from tests.reliability.harness import (
     faults,
     file_limit,
     kills,
+    until,
 )
 
 pytestmark = [
@@ -78,13 +79,15 @@ def test_whatever_moment_it_is_killed_at_a_command_comes_to_the_same_bits(
     assert {-signal.SIGKILL, 0} <= set(made.codes)
 
 
-@pytest.mark.parametrize("moment", [0.3, 0.6])
+@pytest.mark.parametrize("epochs", [1, 8])
 def test_a_killed_worker_costs_its_own_runs_and_the_sweep_goes_on(
-    moment: float, memory: Path
+    epochs: int, memory: Path
 ) -> None:
     subject = Subject(THIRTY, memory / "lives")
     command = subject.go()
-    assert command.kill_at(moment * subject.seconds, worker=True)
+    first = RunDirectory(subject.runs / "mlp-sweep-0001" / "trials" / "000")
+    until(lambda: len(first.metrics()) >= epochs)
+    assert command.kill_at(0, worker=True)
     ended = command.wait()
     assert ended.code == 3, ended.err
     folder = RunDirectory(subject.folder)
