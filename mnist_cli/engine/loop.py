@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import groupby
@@ -14,15 +14,14 @@ from torch import Tensor
 from mnist_cli.config import Config
 from mnist_cli.data.dataset import Dataset, Split, epoch_order
 from mnist_cli.engine.capture import Captured
+from mnist_cli.engine.loss import KEPT, MetricAccumulator, SoftmaxLoss
 from mnist_cli.engine.optimizers import Optimizer, clip_grad_norm
 from mnist_cli.engine.stack import PRECISIONS, Stack
-from mnist_cli.models.losses import LOSSES, Loss
+from mnist_cli.engine.tape import Call
+from mnist_cli.models.losses import LOSSES, Loss, cross_entropy
 from mnist_cli.models.modules import build
 
-EVAL_IMAGES = 8192  # images times replicas of one evaluation batch: enough to fill two cores
-GATHERED = (
-    1 << 19
-)  # numbers of small batches that are gathered at once: 2 MiB, about a core's cache
+EVAL_IMAGES = 2048  # images times replicas of one evaluation batch: they stay in the cache
 
 # One epoch of one replica, as it stands in metrics.jsonl. Losses are means over images, accuracies
 # fractions, `lr` that of the epoch's first step, times in seconds.
@@ -51,7 +50,6 @@ class Training:
         steps: how many steps there are in all.
         reduction: whether gradients are of a batch's mean loss or of its sum.
         clip: the largest norm of each replica's gradient, shape (R,), if there is one.
-        compile: whether forward pass and loss go through torch.compile.
         step: steps done; with the stack and the optimizer, all that ever changes.
         running: whether each replica is still running; one whose loss is not finite stops.
     """
@@ -66,7 +64,6 @@ class Training:
     shuffle: bool
     reduction: Literal["mean", "sum"]
     clip: Tensor | None = None
-    compile: bool = False
     step: int = 0
     running: list[bool] = field(default_factory=list)
 
@@ -106,7 +103,9 @@ def prepare(configs: Sequence[Config], data: Dataset) -> Training:
     )
     return Training(
         stack=stack,
-        optimizer=Optimizer([(c.optimizer, c.scheduler) for c in configs], stack.parameters),
+        optimizer=Optimizer(
+            [(c.optimizer, c.scheduler) for c in configs], stack.weights, stack.gradients
+        ),
         data=data,
         loss=LOSSES[config.loss.name],
         seeds=seeds,
@@ -115,47 +114,82 @@ def prepare(configs: Sequence[Config], data: Dataset) -> Training:
         shuffle=config.data.shuffle,
         reduction=config.loss.reduction,
         clip=clip.to(stack.device) if any(limits) else None,
-        compile=config.train.compile,
     )
 
 
-class Totals:
-    """Sums over the images of an epoch, one for each replica: nobody waits for them till its end.
+class Pass:
+    """What a stack computes from one batch, for batches of one shape; all its memory is kept.
 
     Args:
-        stack: whose replicas are counted.
+        stack: whose.
+        split: where the images come from.
+        loss: which one.
+        shape: G, and how many images are in a batch.
+        totals: where losses and hits are counted.
+        weight: in training, what each image counts in the objective; None in evaluation.
+
+    Attributes:
+        index: where the places of a batch's images in the split are put, shape (G, batch).
+        logits: shape (R, batch, classes).
     """
 
-    def __init__(self, stack: Stack) -> None:
-        zeros = partial(torch.zeros, stack.replicas, device=stack.device)
-        self._loss = zeros(dtype=torch.float64)
-        self._correct = zeros(dtype=torch.int64)  # images whose highest logit is the right one
-        self._pending: list[tuple[Tensor, Tensor, Tensor]] = []
-        # On a CPU, where calling costs more than counting, a few batches are counted at once. A
-        # captured step leaves nothing to be done by others.
-        self._batches = 16 if stack.device.type == "cpu" else 1
+    def __init__(
+        self,
+        stack: Stack,
+        split: Split,
+        loss: Loss,
+        shape: tuple[int, int],
+        totals: MetricAccumulator,
+        weight: float | None = None,
+    ) -> None:
+        self.index = torch.zeros(shape, dtype=torch.int64, device=stack.device)
+        images = split.images.new_zeros(*shape, *split.images.shape[1:], dtype=stack.dtype)
+        program = stack.program(images, training=weight is not None)
+        self.logits = program.logits.data
+        # A captured step leaves nothing to be done by others.
+        kept = 1 if weight is None or stack.device.type == "cuda" else KEPT
+        self._loss = SoftmaxLoss(program, shape[0], loss, kept, weight or 1.0)
+        before = [*_gather(split, self.index.flatten(), images.flatten(0, 1)), *program.forward]
+        after = program.backward() if weight is not None else []
+        self._calls = [
+            [partial(_take, split.labels, self.index.flatten(), labels.flatten()), *before]
+            + [*calls, *after]
+            for labels, calls in zip(self._loss.labels, self._loss.calls, strict=True)
+        ]
+        self._totals = totals
+        self._kept = 0
 
-    def add(self, losses: Tensor, logits: Tensor, labels: Tensor) -> None:
-        """Counts a batch: shapes (R, batch), (R, batch, classes) and (R, batch)."""
-        self._pending.append((losses, logits, labels))
-        if len(self._pending) >= self._batches:
-            self._count()
+    def __call__(self) -> None:
+        """Computes all that there is to compute from the batch at `index`."""
+        for call in self._calls[self._kept]:
+            call()
+        self._kept += 1
+        if self._kept == len(self._calls):
+            self.count()
 
-    def means(self, images: int) -> tuple[list[float], list[float]]:
-        """Mean losses and accuracies, R of each; it is counted from nothing again after that."""
-        self._count()
-        found = (self._loss / images).tolist(), (self._correct.double() / images).tolist()
-        self._loss.zero_()  # in place: a captured step adds to these very tensors
-        self._correct.zero_()
-        return found
+    def count(self) -> None:
+        """Counts the batches that are not yet counted."""
+        if self._kept:
+            self._loss.count(self._totals, self._kept)
+            self._kept = 0
 
-    def _count(self) -> None:
-        if not self._pending:
-            return
-        losses, logits, labels = (torch.cat(parts, 1) for parts in zip(*self._pending, strict=True))
-        self._pending.clear()
-        self._loss += losses.sum(1)
-        self._correct += (logits.argmax(-1) == labels).sum(1)
+
+def _take(rows: Tensor, index: Tensor, out: Tensor) -> None:
+    torch.index_select(rows, 0, index, out=out)
+
+
+def _gather(split: Split, index: Tensor, images: Tensor) -> list[Call]:
+    """The calls that bring a batch's images to where they are read, scaled."""
+    if split.images.dtype is images.dtype:
+        return [partial(_take, split.images, index, images)]
+    pixels = torch.empty_like(images, dtype=split.images.dtype)
+    calls: list[Call] = [
+        partial(_take, split.images, index, pixels),
+        partial(images.copy_, pixels),
+    ]
+    if split.scale != 1:
+        calls.append(partial(images.mul_, torch.tensor(1 / split.scale, dtype=torch.float64)))
+    return calls
 
 
 def train(run: Training) -> Iterator[list[Record]]:
@@ -164,26 +198,32 @@ def train(run: Training) -> Iterator[list[Record]]:
     Yields:
         A record for each replica after each epoch (R of them).
     """
-    stack, optimizer, totals = run.stack, run.optimizer, Totals(run.stack)
-    objective = torch.compile(_objective) if run.compile else _objective
-    step: Callable[[Tensor, Tensor], None] = partial(_step, run, objective, totals)
-    if stack.device.type == "cuda":
-        step = Captured(step)
+    stack, optimizer = run.stack, run.optimizer
+    totals = MetricAccumulator(stack.replicas, stack.device)
+    steps: dict[int, tuple[Pass, Call]] = {}
+    validation = Evaluation(stack, run.data.val, run.loss)
     while run.step < run.steps and any(run.running):
         began = time.perf_counter()
         epoch = run.step // run.steps_per_epoch
         optimizer.begin(epoch, run.step)
-        rates = optimizer.rates()
+        rates = optimizer.learning_rates()
         images_seen = 0
-        for images, labels in batches(run, epoch):
+        for index in batches(run, epoch):
+            groups, size = index.shape
+            if size not in steps:
+                steps[size] = _step(run, (groups, size), totals)
+            one, step = steps[size]
             optimizer.begin(epoch, run.step)
-            stack.train(run.step)
-            step(images, labels)
-            images_seen += labels.shape[1]
+            stack.begin(run.step)
+            one.index.copy_(index)
+            step()
+            images_seen += size
             run.step += 1
+        for one, _ in steps.values():
+            one.count()
         train_loss, train_acc = totals.means(images_seen)  # the epoch's one wait for the device
         trained = time.perf_counter()
-        val_loss, val_acc = evaluate(stack, run.data.val, run.loss)
+        val_loss, val_acc = validation.measure()
         ended = time.perf_counter()
         run.running = [
             was and math.isfinite(a) and math.isfinite(b)
@@ -205,57 +245,39 @@ def train(run: Training) -> Iterator[list[Record]]:
         ]
 
 
-def _step(
-    run: Training, objective: "Objective", totals: Totals, images: Tensor, labels: Tensor
-) -> None:
-    """One step of every replica: nothing in it waits for the device or depends on its results.
+def _step(run: Training, shape: tuple[int, int], totals: MetricAccumulator) -> tuple[Pass, Call]:
+    """A training step for batches of one shape: nothing in it waits for the device.
 
-    Args:
-        run: what is trained.
-        objective: forward pass and loss.
-        totals: where the batch is counted.
-        images: shape (G, batch, channels, height, width).
-        labels: shape (G, batch).
+    Returns:
+        The pass, in whose `index` a batch is put, and what makes the step then.
     """
-    losses, logits, labels = objective(run.stack, run.loss, images, labels)
-    gradients = run.stack.gradients(losses, 1 / losses.shape[1] if run.reduction == "mean" else 1.0)
-    if run.clip is not None:
-        clip_grad_norm(gradients, run.clip)
-    run.optimizer.update(gradients)
-    totals.add(losses.detach(), logits.detach(), labels)
+    weight = 1 / shape[1] if run.reduction == "mean" else 1.0
+    one = Pass(run.stack, run.data.train, run.loss, shape, totals, weight)
+
+    def step() -> None:
+        one()
+        run.stack.collect()
+        if run.clip is not None:
+            clip_grad_norm(list(run.stack.gradients.views.values()), run.clip)
+        run.optimizer.update()
+        run.stack.refresh()
+
+    return one, Captured(step) if run.stack.device.type == "cuda" else step
 
 
-Objective = Callable[[Stack, Loss, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
-
-
-def _objective(
-    stack: Stack, loss: Loss, images: Tensor, labels: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Losses (R, B), logits (R, B, classes) and labels (R, B) of a batch for each group."""
-    logits = stack(images)
-    if len(labels) < stack.replicas:
-        labels = labels.repeat_interleave(stack.replicas // len(labels), 0)
-    return loss(logits, labels), logits, labels
-
-
-def batches(run: Training, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+def batches(run: Training, epoch: int) -> list[Tensor]:
     """The batches of an epoch, from the run's own step on.
 
-    Yields:
-        Images (G, batch, channels, height, width) and labels (G, batch), for each of G groups of
-        R/G neighbouring replicas its own.
+    Returns:
+        For each the places of its images in the training split, shape (G, batch): a row for each
+        of G groups of R/G neighbouring replicas.
     """
     seeds = _groups(run.seeds) if run.shuffle else run.seeds[:1]
     orders = {s: epoch_order(s, epoch, len(run.data.train), run.shuffle) for s in set(seeds)}
-    order = torch.stack([orders[seed] for seed in seeds]).to(run.stack.device)
     first = epoch * run.steps_per_epoch
-    order = order[:, (run.step - first) * run.batch_size : (run.steps - first) * run.batch_size]
-    one = len(seeds) * run.batch_size * run.data.train.images[0].numel()
-    for index in order.split(max(1, GATHERED // one) * run.batch_size, dim=1):
-        images, labels = run.data.train.batch(index, run.stack.dtype)
-        yield from zip(
-            images.split(run.batch_size, 1), labels.split(run.batch_size, 1), strict=True
-        )
+    left = slice((run.step - first) * run.batch_size, (run.steps - first) * run.batch_size)
+    order = torch.stack([orders[seed][left] for seed in seeds]).to(run.stack.device)
+    return list(order.split(run.batch_size, dim=1))
 
 
 def _groups(seeds: list[int]) -> list[int]:
@@ -268,30 +290,50 @@ def _groups(seeds: list[int]) -> list[int]:
     return [seed for seed, _ in groups] if one_size else seeds
 
 
-@torch.no_grad()
+class Evaluation:
+    """Forward passes over a whole split, in large batches; all its memory is kept.
+
+    Args:
+        stack: whose.
+        split: the images.
+        loss: which one.
+    """
+
+    def __init__(self, stack: Stack, split: Split, loss: Loss) -> None:
+        self._totals = MetricAccumulator(stack.replicas, stack.device)
+        self._images = len(split)
+        everything = torch.arange(len(split), device=stack.device)[None]
+        self._indices = everything.split(max(1, EVAL_IMAGES // stack.replicas), dim=1)
+        self._passes = {
+            size: Pass(stack, split, loss, (1, size), self._totals)
+            for size in {index.shape[1] for index in self._indices}
+        }
+
+    def passes(self) -> Iterator[Pass]:
+        """One after another, each when it has computed its batch."""
+        for index in self._indices:
+            one = self._passes[index.shape[1]]
+            one.index.copy_(index)
+            one()
+            yield one
+
+    def measure(self) -> tuple[list[float], list[float]]:
+        """Mean losses and accuracies, R of each."""
+        for _ in self.passes():
+            pass
+        return self._totals.means(self._images)
+
+
 def evaluate(stack: Stack, split: Split, loss: Loss) -> tuple[list[float], list[float]]:
     """Loss and accuracy of every replica on a whole split, each image counted once.
 
     Returns:
         Mean losses and fractions of images whose highest logit is the right one, R of each.
     """
-    totals = Totals(stack)
-    for logits, labels in _passed(stack, split):
-        totals.add(loss(logits, labels), logits, labels)
-    return totals.means(len(split))
+    return Evaluation(stack, split, loss).measure()
 
 
-@torch.no_grad()
 def probabilities(stack: Stack, split: Split) -> Tensor:
     """How probable every replica finds each class of each image: float64, (R, images, classes)."""
-    return torch.cat([logits.double().softmax(-1) for logits, _ in _passed(stack, split)], dim=1)
-
-
-def _passed(stack: Stack, split: Split) -> Iterator[tuple[Tensor, Tensor]]:
-    """A split in large batches: logits (R, batch, classes) and labels (R, batch)."""
-    stack.eval()
-    everything = torch.arange(len(split), device=stack.device)[None]
-    for index in everything.split(max(1, EVAL_IMAGES // stack.replicas), dim=1):
-        images, labels = split.batch(index, stack.dtype)
-        logits = stack(images)
-        yield logits, labels.expand(logits.shape[:2])
+    passes = Evaluation(stack, split, cross_entropy).passes()
+    return torch.cat([one.logits.double().softmax(-1) for one in passes], dim=1)

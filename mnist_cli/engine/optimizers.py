@@ -1,6 +1,6 @@
 """torch's optimizers and schedules for a stack: each replica has settings of its own.
 
-An optimizer here is torch's own kernel, called for all that share its settings, without what
+An optimizer here is torch's own kernel, called once for all that share their settings, without what
 `torch.optim.Optimizer` does around it at every step. A schedule is a pure function of the step. The
 tests hold both against torch's classes. To add one, put it into the dict and give its settings a
 class in `config/schema.py`.
@@ -8,13 +8,12 @@ class in `config/schema.py`.
 
 import math
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim.rmsprop import rmsprop
 
 from mnist_cli.config.schema import (
     AdamOptimizer,
@@ -27,56 +26,64 @@ from mnist_cli.config.schema import (
     SgdOptimizer,
     StepScheduler,
 )
+from mnist_cli.engine import kernels
+from mnist_cli.engine.flat import Flat
 from mnist_cli.models.scratch import sgd_update
 
 
 @dataclass
-class Group:
+class ParamGroup:
     """Replicas that have all settings in common: updated by one call.
 
     Attributes:
         members: which replicas.
-        values: all parameters of the first, all of the second, and so on.
-        moments: what is remembered about each of them, by torch's names.
-        steps: how many there were with this one, as the kernels take it.
+        values: their parameters, in pieces.
+        gradients: likewise.
+        moments: what is remembered about them, likewise, by torch's names.
+        step: the number of the step, from 1, as the kernels take it.
         first: whether this step is the first.
-        rate: the learning rate of this step; on a GPU a tensor, which a captured step reads.
+        rate: the learning rate as the kernels take it; on a GPU a tensor, which a captured step
+            reads.
+        learning_rate: the same as the schedule has it, which no type limits.
+        done: epochs or steps, whichever the schedule counts, when it was set.
     """
 
     config: Any
     schedule: SchedulerConfig
     members: list[int]
     values: list[Tensor]
+    gradients: list[Tensor]
     moments: dict[str, list[Tensor]]
-    steps: Tensor
-    first: bool
-    rate: float | Tensor
+    step: Tensor
+    rate: Any
+    learning_rate: float = 0.0
+    first: bool = True
+    done: int = -1
 
 
 @dataclass(frozen=True)
-class Rule:
+class OptimizerSpec:
     """An optimizer: the names of what it remembers, given its settings, and its update."""
 
     moments: Callable[[Any], list[str]]
-    update: Callable[[Group, list[Tensor]], None]
+    update: Callable[[ParamGroup], None]
 
 
 def _sgd_moments(config: SgdOptimizer) -> list[str]:
     return ["momentum_buffer"] * (config.momentum != 0)
 
 
-def _sgd(group: Group, gradients: list[Tensor]) -> None:
-    torch._fused_sgd_(
+def _sgd(group: ParamGroup) -> None:
+    kernels.sgd(
         group.values,
-        gradients,
+        group.gradients,
         group.moments.get("momentum_buffer", []),
-        lr=group.rate,
+        group.rate,
+        first=group.first,
         momentum=group.config.momentum,
         dampening=group.config.dampening,
         weight_decay=group.config.weight_decay,
         nesterov=group.config.nesterov,
-        maximize=False,
-        is_first_step=group.first,
     )
 
 
@@ -84,22 +91,19 @@ def _adam_moments(config: AdamOptimizer | AdamWOptimizer) -> list[str]:
     return ["exp_avg", "exp_avg_sq"] + ["max_exp_avg_sq"] * config.amsgrad
 
 
-def _adam(group: Group, gradients: list[Tensor]) -> None:
-    kernel = torch._fused_adamw_ if group.config.name == "adamw" else torch._fused_adam_
-    kernel(
+def _adam(group: ParamGroup) -> None:
+    kernels.adam(
         group.values,
-        gradients,
-        group.moments["exp_avg"],
-        group.moments["exp_avg_sq"],
-        group.moments.get("max_exp_avg_sq", []),
-        [group.steps] * len(gradients),
-        lr=group.rate,
+        group.gradients,
+        group.moments,
+        group.step,
+        group.rate,
+        decoupled=group.config.name == "adamw",
         beta1=group.config.betas[0],
         beta2=group.config.betas[1],
         eps=group.config.eps,
         weight_decay=group.config.weight_decay,
         amsgrad=group.config.amsgrad,
-        maximize=False,
     )
 
 
@@ -111,18 +115,13 @@ def _rmsprop_moments(config: RmspropOptimizer) -> list[str]:
     ]
 
 
-def _rmsprop(group: Group, gradients: list[Tensor]) -> None:
-    # torch has no fused kernel for it; this is its function of many tensors at once.
-    rmsprop(
+def _rmsprop(group: ParamGroup) -> None:
+    kernels.rmsprop(
         group.values,
-        gradients,
-        group.moments["square_avg"],
-        group.moments.get("grad_avg", []),
-        group.moments.get("momentum_buffer", []),
-        [group.steps.clone() for _ in gradients],  # it counts in them
-        foreach=True,
-        capturable=group.steps.is_cuda,
-        lr=group.rate,
+        group.gradients,
+        group.moments,
+        group.step,
+        group.rate,
         alpha=group.config.alpha,
         eps=group.config.eps,
         weight_decay=group.config.weight_decay,
@@ -131,16 +130,16 @@ def _rmsprop(group: Group, gradients: list[Tensor]) -> None:
     )
 
 
-def _scratch_sgd(group: Group, gradients: list[Tensor]) -> None:
-    sgd_update(group.values, gradients, group.rate)
+def _scratch_sgd(group: ParamGroup) -> None:
+    sgd_update(group.values, group.gradients, group.rate)
 
 
 OPTIMIZERS = {
-    "sgd": Rule(_sgd_moments, _sgd),
-    "adam": Rule(_adam_moments, _adam),
-    "adamw": Rule(_adam_moments, _adam),
-    "rmsprop": Rule(_rmsprop_moments, _rmsprop),
-    "scratch_sgd": Rule(lambda _: [], _scratch_sgd),
+    "sgd": OptimizerSpec(_sgd_moments, _sgd),
+    "adam": OptimizerSpec(_adam_moments, _adam),
+    "adamw": OptimizerSpec(_adam_moments, _adam),
+    "rmsprop": OptimizerSpec(_rmsprop_moments, _rmsprop),
+    "scratch_sgd": OptimizerSpec(lambda _: [], _scratch_sgd),
 }
 
 
@@ -179,17 +178,20 @@ class Optimizer:
 
     Args:
         configs: optimizer and scheduler section of each replica, R of them.
-        parameters: by name, shape (R, *shape); changed in place.
+        weights: what it changes, in place.
+        gradients: what it reads, laid out as the weights.
     """
 
     def __init__(
         self,
         configs: Sequence[tuple[OptimizerConfig, SchedulerConfig]],
-        parameters: Mapping[str, Tensor],
+        weights: Flat,
+        gradients: Flat,
     ) -> None:
-        self._names = list(parameters)
-        device = next(iter(parameters.values())).device
-        self._steps = torch.zeros((), device=device)
+        device = weights.row.device
+        self._largest = torch.finfo(weights.row.dtype).max
+        self._step = torch.zeros((), device=device)
+        self._moments: dict[str, Flat] = {}
         members: dict[str, list[int]] = {}
         for replica, (config, schedule) in enumerate(configs):
             same = f"{config.model_dump_json()} {schedule.model_dump_json()}"
@@ -197,50 +199,57 @@ class Optimizer:
         self._groups = []
         for alike in members.values():
             config, schedule = configs[alike[0]]
-            # One tensor for each replica, and not for all: then its bits depend on nobody else.
-            values = [value.detach()[r] for r in alike for value in parameters.values()]
-            moments = {
-                moment: [torch.zeros_like(value) for value in values]
-                for moment in OPTIMIZERS[config.name].moments(config)
-            }
-            rate = torch.zeros((), device=device) if device.type == "cuda" else 0.0
+            names = OPTIMIZERS[config.name].moments(config)
+            self._moments |= {n: weights.like() for n in names if n not in self._moments}
             self._groups.append(
-                Group(config, schedule, alike, values, moments, self._steps, first=True, rate=rate)
+                ParamGroup(
+                    config,
+                    schedule,
+                    alike,
+                    weights.runs(alike),
+                    gradients.runs(alike),
+                    {name: self._moments[name].runs(alike) for name in names},
+                    self._step,
+                    torch.zeros((), device=device) if device.type == "cuda" else 0.0,
+                )
             )
 
     def begin(self, epoch: int, step: int) -> None:
         """Makes ready for a step: how many epochs and steps are done."""
-        self._steps.fill_(step + 1)
+        self._step.fill_(step + 1)
         for group in self._groups:
             group.first = step == 0
+            done = step if getattr(group.schedule, "interval", "epoch") == "step" else epoch
+            if done == group.done:
+                continue
+            group.done = done
             rate = learning_rate(group.config.lr, group.schedule, epoch, step)
+            group.learning_rate = rate
+            # torch raises at a number that the weights' type cannot hold, and for all replicas.
+            rate = rate if rate <= self._largest else math.inf
             if isinstance(group.rate, Tensor):
                 group.rate.fill_(rate)
             else:
                 group.rate = rate
 
-    def rates(self) -> list[float]:
+    def learning_rates(self) -> list[float]:
         """The learning rate of each replica at this step."""
-        rates = {r: float(group.rate) for group in self._groups for r in group.members}
+        rates = {r: group.learning_rate for group in self._groups for r in group.members}
         return [rates[r] for r in sorted(rates)]
 
-    @torch.no_grad()
-    def update(self, gradients: Sequence[Tensor]) -> None:
-        """Makes the step.
-
-        Args:
-            gradients: in the order of the parameters, shape (R, *shape) each.
-        """
-        rows = [gradient.unbind() for gradient in gradients]
+    def update(self) -> None:
+        """Makes the step."""
         for group in self._groups:
-            own = [row[r] for r in group.members for row in rows]
-            OPTIMIZERS[group.config.name].update(group, own)
+            OPTIMIZERS[group.config.name].update(group)
 
     def state_dict(self, replica: int) -> dict[str, dict[str, Tensor]]:
         """What is remembered about one replica: by moment and parameter, copies on the CPU."""
         return {
-            moment: {name: value.to("cpu", copy=True) for name, value in of_parameter.items()}
-            for moment, of_parameter in self._of(replica)
+            moment: {
+                name: view[replica].to("cpu", copy=True).contiguous()
+                for name, view in self._moments[moment].views.items()
+            }
+            for moment in self._remembered(replica)
         }
 
     def load_state_dict(self, replica: int, state: Mapping[str, Mapping[str, Tensor]]) -> None:
@@ -250,19 +259,14 @@ class Optimizer:
             KeyError: something is missing.
             RuntimeError: a shape differs.
         """
-        for moment, of_parameter in self._of(replica):
-            for name, value in of_parameter.items():
-                value.copy_(state[moment][name])
+        for moment in self._remembered(replica):
+            for name, view in self._moments[moment].views.items():
+                view[replica].copy_(state[moment][name])
 
-    def _of(self, replica: int) -> Iterator[tuple[str, dict[str, Tensor]]]:
-        group = next(group for group in self._groups if replica in group.members)
-        first = group.members.index(replica) * len(self._names)
-        for moment, values in group.moments.items():
-            own = values[first : first + len(self._names)]
-            yield moment, dict(zip(self._names, own, strict=True))
+    def _remembered(self, replica: int) -> list[str]:
+        return list(next(g for g in self._groups if replica in g.members).moments)
 
 
-@torch.no_grad()
 def clip_grad_norm(gradients: Sequence[Tensor], limits: Tensor) -> None:
     """Scales each replica's gradients, in place, so that their norm is at most its limit.
 

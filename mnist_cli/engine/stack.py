@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import stack_module_state
 
-from mnist_cli.engine.batched import batched
-from mnist_cli.models.modules import dropouts
+from mnist_cli.engine.flat import Flat
+from mnist_cli.engine.program import Program
+from mnist_cli.engine.tape import buffer
 
 
 @dataclass(frozen=True)
@@ -20,8 +21,8 @@ class Precision:
     products: torch.dtype
 
 
-# With `bf16` torch's autocast decides, operation by operation; weights, losses and updates stay
-# fp32. `tf32` is how a GPU multiplies fp32 and no type.
+# With `bf16` products take a copy of the weights and give gradients in bfloat16; weights, losses
+# and updates stay fp32. `tf32` is how a GPU multiplies fp32 and no type.
 PRECISIONS = {
     "fp32": Precision(torch.float32, torch.float32),
     "fp64": Precision(torch.float64, torch.float64),
@@ -39,88 +40,86 @@ class Stack:
         precision: one of `PRECISIONS`.
 
     Attributes:
-        parameters: by name, shape (R, *shape in the plain module): leaves, to be changed in place.
+        dtype: the type of what products take: images, activations.
+        weights: what the optimizer changes, in place.
+        gradients: what the optimizer reads, laid out as the weights.
     """
 
     def __init__(self, models: Sequence[nn.Module], device: torch.device, precision: str) -> None:
         self.replicas = len(models)
         self.device = device
         self.dtype = PRECISIONS[precision].products
-        weights = PRECISIONS[precision].weights
         values, buffers = stack_module_state(list(models))
-        self.parameters = {
-            name: value.detach().to(device, weights).contiguous().requires_grad_()
-            for name, value in values.items()
-        }
-        # Integers (the keys of dropout) keep their type.
-        self._buffers = {
-            name: b.to(device, weights if b.is_floating_point() else None)
-            for name, b in buffers.items()
-        }
+        shapes = {name: value.shape[1:] for name, value in values.items()}
+        dtype = PRECISIONS[precision].weights
+        self.weights = Flat.zeros(shapes, self.replicas, dtype, device)
+        self.gradients = self.weights.like()
+        for name, value in values.items():
+            self.parameters[name].copy_(value.detach())
         # The module lends its code; the values it was built with are never read.
         self._module = copy.deepcopy(models[0])
-        self._forward = batched(self._module, self.parameters | self._buffers, self.replicas)
-        dropping = set(dropouts(self._module))
-        self._step_buffers = [
-            self._buffers[f"{name}.step"]
-            for name, layer in self._module.named_modules()
-            if layer in dropping
-        ]
-        self._autocast = self.dtype is not weights
+        self._step = torch.zeros((), dtype=torch.int32, device=device)
+        # What products read and write: the very weights and gradients, or copies of their type.
+        self._factors, self._products = self.parameters, self.gradients.views
+        if self.dtype is not dtype:
+            like = torch.empty(0, dtype=self.dtype, device=device)
+            self._factors, self._products = (
+                {name: buffer(like, self.replicas, *shape) for name, shape in shapes.items()}
+                for _ in range(2)
+            )
+        # Integers (the keys of dropout) keep their type.
+        self._buffers = {
+            name: b.to(device, self.dtype if b.is_floating_point() else None)
+            for name, b in buffers.items()
+        }
+        self.refresh()
+
+    @property
+    def parameters(self) -> dict[str, Tensor]:
+        """The weights by name, shape (R, *shape in the plain module)."""
+        return self.weights.views
 
     @property
     def size(self) -> int:
         """How many numbers all replicas learn together."""
         return sum(value.numel() for value in self.parameters.values())
 
-    def train(self, step: int) -> None:
-        """Makes ready for a training step, counted from 0: what dropout drops depends on it."""
-        if not self._module.training:  # it walks the whole module
-            self._module.train()
-        for buffer in self._step_buffers:
-            buffer.fill_(step)
-
-    def eval(self) -> None:
-        """Makes ready for evaluation: nothing is dropped."""
-        self._module.eval()
-
-    def __call__(self, images: Tensor) -> Tensor:
-        """Logits of every replica, shape (R, batch, classes).
+    def program(self, images: Tensor, *, training: bool) -> Program:
+        """What computes the logits of all replicas, and if it is for training the gradients.
 
         Args:
             images: of type `dtype`, shape (G, batch, channels, height, width): one batch for each
-                of G groups of R/G neighbouring replicas.
+                of G groups of R/G neighbouring replicas. Whatever stands there is the batch.
+            training: whether there is a backward pass, and dropout drops.
         """
-        if not self._autocast:
-            return self._forward(images)
-        with torch.autocast(self.device.type, self.dtype):
-            return self._forward(images).float()
+        gradients = self._products if training else None
+        return Program(
+            self._module, self._factors | self._buffers, gradients, images, self._step
+        )
 
-    def gradients(self, losses: Tensor, weight: float) -> list[Tensor]:
-        """The gradient of every replica's own objective, in the order of `parameters`.
+    def begin(self, step: int) -> None:
+        """Makes ready for a training step, counted from 0: what dropout drops depends on it."""
+        self._step.fill_(step)
 
-        Args:
-            losses: of each image, shape (R, batch).
-            weight: what each counts in the objective: 1 for their sum, 1/batch for their mean.
+    def collect(self) -> None:
+        """Brings gradients to where the optimizer reads them, if they are not there already."""
+        if self._products is not self.gradients.views:
+            for name, gradient in self._products.items():
+                self.gradients.views[name].copy_(gradient)
 
-        Returns:
-            Shape (R, *shape) each. What is not finite in one replica stays there.
-        """
-        # Asked for and not accumulated: nothing has to be zeroed, and the images need none. What
-        # is not finite in one replica's part of the sum is a constant to the others.
-        objective = losses.sum() * weight
-        found = torch.autograd.grad(objective, list(self.parameters.values()))
-        # Some come transposed, and the kernels of the optimizers read them as they lie.
-        return [gradient.contiguous() for gradient in found]
+    def refresh(self) -> None:
+        """Brings changed weights to where products read them, if they are not there already."""
+        if self._factors is not self.parameters:
+            for name, value in self._factors.items():
+                value.copy_(self.parameters[name])
 
     def state_dict(self, replica: int) -> dict[str, Tensor]:
         """A copy of one replica's parameters on the CPU: the `state_dict` of its plain module."""
         return {
-            name: value[replica].detach().to("cpu", copy=True).contiguous()
+            name: value[replica].to("cpu", copy=True).contiguous()
             for name, value in self.parameters.items()
         }
 
-    @torch.no_grad()
     def load_state_dict(self, replica: int, state: Mapping[str, Tensor]) -> None:
         """Sets one replica's parameters.
 
@@ -129,4 +128,5 @@ class Stack:
             RuntimeError: a shape differs.
         """
         for name, value in self.parameters.items():
-            value[replica].copy_(state[name])
+            value[replica].copy_(state[name].detach())
+        self.refresh()

@@ -1,0 +1,114 @@
+"""The convolution of all replicas: forward, and the gradients of kernels, biases and input."""
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+
+import torch
+from torch import Tensor, nn
+
+from mnist_cli.engine import kernels
+from mnist_cli.engine.tape import Tape, Value, buffer, guarded
+
+
+def convolution(
+    tape: Tape, layer: nn.Conv2d, own: dict[str, Value], x: Value
+) -> tuple[Value, Callable[[], None]] | None:
+    """y = x * W + b; dW correlates x with dy, db sums dy, dx spreads dy over where W had lain.
+
+    All replicas are one grouped convolution whose channels lie last in memory, where oneDNN is up
+    to four times faster. Shapes: x (R or G, batch, channels, height, width), W (R, outputs,
+    channels, rows, columns), b (R, outputs).
+    """
+    if layer.groups != 1 or layer.padding_mode != "zeros" or isinstance(layer.padding, str):
+        return None
+    weight, bias = own["weight"], own.get("bias")
+    replicas, groups = tape.replicas, len(x.data)
+    data = x.data if _interleaved(x.data) else images(x.data, *x.data.shape)
+    if data is not x.data:
+        tape.call(data.copy_, x.data)
+    height, width = (
+        (size + 2 * padding - dilation * (extent - 1) - 1) // stride + 1
+        for size, padding, dilation, extent, stride in zip(
+            *(data.shape[3:], layer.padding, layer.dilation, layer.kernel_size, layer.stride),
+            strict=True,
+        )
+    )
+    shape = (replicas, data.shape[1], layer.out_channels, height, width)
+    y = Value(images(data, *shape), disposable=True)
+    # A grouped convolution of bfloat16 reads channels of neighbours: there each is one by itself.
+    parts = [(slice(None), slice(None))]
+    if guarded(data):
+        parts = [
+            (slice(r, r + 1), slice(r * groups // replicas, r * groups // replicas + 1))
+            for r in range(replicas)
+        ]
+    settings = (layer.stride, layer.padding, layer.dilation, False, (0, 0))
+
+    for mine, shared in parts:
+        arguments = (_maps(data[shared]), weight.data[mine], bias and bias.data[mine])
+        tape.call(_forward, *arguments, (*settings, len(data[shared])), _maps(y.data[mine]))
+
+    def backward() -> None:
+        assert y.grad is not None
+        with ExitStack() as targets:
+            dw = targets.enter_context(tape.gradient(weight))
+            db = targets.enter_context(tape.gradient(bias)) if bias else None
+            dx = targets.enter_context(tape.gradient(x)) if x.needs_grad else None
+            for mine, shared in parts:
+                outs = [out if out is None else out[mine] for out in (dx, dw, db)]
+                arguments = (_maps(y.grad[mine]), _maps(data[shared]), weight.data[mine])
+                tape.call(_backward, *arguments, (*settings, len(data[shared])), outs)
+
+    return y, backward
+
+
+def _forward(
+    x: Tensor, weight: Tensor, bias: Tensor | None, settings: tuple[object, ...], out: Tensor
+) -> None:
+    flat = None if bias is None else bias.flatten()
+    out.copy_(torch.convolution(x, weight.flatten(0, 1), flat, *settings))
+
+
+def _backward(
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    settings: tuple[object, ...],
+    outs: Sequence[Tensor | None],
+) -> None:
+    wanted = [out is not None for out in outs]
+    dx, *others = kernels.convolution_backward(dy, x, weight.flatten(0, 1), settings, wanted)
+    if outs[0] is not None and dx is not None:
+        outs[0].copy_(dx.unflatten(1, (len(weight), -1)).transpose(0, 1))
+    for out, gradient in zip(outs[1:], others, strict=True):
+        if out is not None and gradient is not None:
+            out.copy_(gradient.view(out.shape))
+
+
+def images(like: Tensor, *shape: int) -> Tensor:
+    """Room for images of all replicas, shape (R, batch, channels, height, width).
+
+    In memory a pixel's channels lie side by side, and those of all replicas too, as a grouped
+    convolution wants them, unless what one replica has must be kept from the others.
+    """
+    replicas, batch, channels, height, width = shape
+    if guarded(like):
+        return buffer(like, replicas, batch, height, width, channels).permute(0, 1, 4, 2, 3)
+    rows = like.new_zeros(batch, height, width, replicas, channels)
+    return rows.permute(3, 0, 4, 1, 2)
+
+
+def _interleaved(x: Tensor) -> bool:
+    """Whether images lie in memory as those of `images` do."""
+    if x.shape[0] == x.shape[2] == 1:  # one channel of one replica: any order is that order
+        return x[0].is_contiguous()
+    return x.stride() == images(x.new_empty(0), *x.shape).stride()
+
+
+def _maps(x: Tensor) -> Tensor:
+    """Images as one convolution takes those of all replicas: (batch, R * channels, ...), a view."""
+    maps = x.transpose(0, 1).flatten(1, 2)
+    if maps.shape[1] == 1:  # which lies in memory either way: say which is meant
+        height, width = maps.shape[2:]
+        maps = maps.as_strided(maps.shape, (height * width, 1, width, 1))
+    return maps

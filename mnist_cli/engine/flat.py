@@ -1,0 +1,58 @@
+"""The numbers of all parameters in one row: so one call of an optimizer's kernel serves many."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Self
+
+import torch
+from torch import Size, Tensor
+
+ALIGNED = 16  # numbers: a vector register of floats, so that no rounding depends on neighbours
+
+
+@dataclass(frozen=True)
+class Flat:
+    """One number for each that a stack learns, as a row and by parameter.
+
+    Attributes:
+        row: all of them: of the first parameter for all replicas, then of the second, and so on.
+            Every replica's part begins at a multiple of `ALIGNED`; what is left between is 0.
+        views: by name, shape (R, *shape in the plain module).
+    """
+
+    row: Tensor
+    views: dict[str, Tensor]
+
+    @classmethod
+    def zeros(
+        cls, shapes: Mapping[str, Size], replicas: int, dtype: torch.dtype, device: torch.device
+    ) -> Self:
+        """All numbers 0."""
+        pitches = [-(-shape.numel() // ALIGNED) * ALIGNED for shape in shapes.values()]
+        row = torch.zeros(replicas * sum(pitches), dtype=dtype, device=device)
+        parts = row.split([replicas * pitch for pitch in pitches])
+        views = {
+            name: part.view(replicas, -1)[:, : shape.numel()].view(replicas, *shape)
+            for (name, shape), part in zip(shapes.items(), parts, strict=True)
+        }
+        return cls(row, views)
+
+    def like(self) -> "Flat":
+        """As many zeros, in the same places."""
+        shapes = {name: view.shape[1:] for name, view in self.views.items()}
+        replicas = len(next(iter(self.views.values())))
+        return Flat.zeros(shapes, replicas, self.row.dtype, self.row.device)
+
+    def runs(self, replicas: Iterable[int]) -> list[Tensor]:
+        """The row without what belongs to other replicas, in as few pieces as it can be."""
+        starts = []
+        for view in self.views.values():
+            starts += [(view.storage_offset() + r * view.stride(0), view.stride(0)) for r in replicas]
+        edges: list[list[int]] = []
+        for start, length in starts:
+            if edges and edges[-1][1] == start:
+                edges[-1][1] += length
+            else:
+                edges.append([start, start + length])
+        return [self.row[a:b] for a, b in edges]
