@@ -46,6 +46,7 @@ class Program:
         tape: of its calls.
         logits: what the module makes of the images, shape (R, batch, classes).
         forward: the calls that compute it.
+        without_rule: the nodes that were left to `torch.func`.
     """
 
     def __init__(
@@ -86,6 +87,7 @@ class Program:
         gradients = self._gradients or {}
         replicas = len(next(iter(self._state.values())))
         self.tape = Tape(replicas, self._gradients is not None, self._step)
+        self.without_rule: list[str] = []
         self._backward: list[tuple[Value, Backward]] = []
         own = {
             name: Value(data, name in gradients, gradients.get(name))
@@ -96,6 +98,7 @@ class Program:
     def _as_one(self) -> Value:
         """The whole module as a node without a rule."""
         own, images = self._begin()
+        self.without_rule.append(type(self._module).__name__)
         value, backward = _by_torch(self.tape, self._module, own, images)
         self._backward.append((value, backward))
         return value
@@ -149,7 +152,10 @@ class Program:
         result: Result = None
         if rule and _fits(rule, self.tape, *first, *args, **kwargs):
             result = rule(self.tape, *first, *args, **kwargs)
-        return result or _by_torch(self.tape, function, mine, *args, **kwargs)
+        if result is None:
+            self.without_rule.append(node.name)
+            result = _by_torch(self.tape, function, mine, *args, **kwargs)
+        return result
 
 
 class _Method:

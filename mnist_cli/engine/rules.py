@@ -93,7 +93,7 @@ def matmul(tape: Tape, x: Value, weight: Value) -> Result:
 # ------------------------------------------------------------------------ functions of one number
 
 
-def relu(tape: Tape, x: Value) -> Result:
+def relu(tape: Tape, x: Value, inplace: bool = False) -> Result:  # noqa: ARG001
     """y = max(x, 0); dx = dy where y > 0, else 0."""
     return _of_result(tape, x, partial(torch.clamp_min, min=0), kernels.relu_backward)
 
@@ -196,19 +196,19 @@ def _hash32(tape: Tape, x: Tensor, spare: Tensor) -> None:
 def add(tape: Tape, a: Operand, b: Operand) -> Result:
     """y = a + b; da = dy, db = dy."""
     y = _binary(tape, torch.add, a, b)
-    return y and (y, lambda: _send(tape, y, (a, _copy), (b, _copy)))
+    return y, lambda: _send(tape, y, (a, _copy), (b, _copy))
 
 
 def sub(tape: Tape, a: Operand, b: Operand) -> Result:
     """y = a - b; da = dy, db = -dy."""
     y = _binary(tape, torch.sub, a, b)
-    return y and (y, lambda: _send(tape, y, (a, _copy), (b, torch.neg)))
+    return y, lambda: _send(tape, y, (a, _copy), (b, torch.neg))
 
 
 def mul(tape: Tape, a: Operand, b: Operand) -> Result:
     """y = a * b; da = dy * b, db = dy * a."""
     y = _binary(tape, torch.mul, a, b)
-    return y and (y, lambda: _send(tape, y, (a, torch.mul, b), (b, torch.mul, a)))
+    return y, lambda: _send(tape, y, (a, torch.mul, b), (b, torch.mul, a))
 
 
 def div(tape: Tape, a: Operand, b: Operand) -> Result:
@@ -220,7 +220,7 @@ def div(tape: Tape, a: Operand, b: Operand) -> Result:
         torch.div(out, b, out=out)
         torch.neg(out, out=out)
 
-    return y and (y, lambda: _send(tape, y, (a, torch.div, b), (b, minus, y, b)))
+    return y, lambda: _send(tape, y, (a, torch.div, b), (b, minus, y, b))
 
 
 def where(tape: Tape, condition: Value, a: Operand, b: Operand) -> Result:
@@ -234,13 +234,12 @@ def where(tape: Tape, condition: Value, a: Operand, b: Operand) -> Result:
         torch.where(condition, zero, dy, out=out)
 
     y = _binary(tape, torch.where, a, b, condition)
-    return y and (y, lambda: _send(tape, y, (a, chosen, condition), (b, other, condition)))
+    return y, lambda: _send(tape, y, (a, chosen, condition), (b, other, condition))
 
 
 def compare(function: Callable[..., Tensor], tape: Tape, a: Operand, b: Operand) -> Result:
     """y = whether a < b, or the like; it has no gradient."""
-    y = _binary(tape, function, a, b, dtype=torch.bool)
-    return y and (y, no_gradient)
+    return _binary(tape, function, a, b, dtype=torch.bool), no_gradient
 
 
 def _binary(
@@ -250,29 +249,35 @@ def _binary(
     b: Operand,
     condition: Value | None = None,
     dtype: torch.dtype | None = None,
-) -> Value | None:
+) -> Value:
     """A function of two numbers for each element, broadcast as it is for a replica alone."""
-    values = [x for x in (condition, a, b) if isinstance(x, Value)]
-    rank = max(x.data.dim() for x in values)
-    tensors = [_of_rank(x, rank) for x in ((condition, a, b) if condition else (a, b))]
-    try:
-        shape = torch.broadcast_shapes(*(t.shape for t in tensors))
-    except RuntimeError:
-        return None  # of different groups
-    largest = next((x.data for x in values if x.data.shape == shape), None)
-    result = values[-1].data.new_zeros(shape) if largest is None else largest
-    real = next(x.data.dtype for x in values if x is not condition)
-    data = alike(result, dtype or real)
-    tape.call(function, *tensors, out=data)
+    operands = (a, b) if condition is None else (condition, a, b)
+    values = [x for x in operands if isinstance(x, Value)]
+    tensors = _aligned(*operands)
+    groups, each, *shape = torch.broadcast_shapes(*(t.shape for t in tensors))
+    whole = (groups * each, *shape)
+    real = next(x.data for x in values if x is not condition)
+    layout = next((x.data for x in values if x.data.shape == whole), real.new_zeros(whole))
+    data = alike(layout, dtype or real.dtype)
+    tape.call(function, *tensors, out=data.view(groups, each, *shape))
     return Value(data, dtype is None and any(x.needs_grad for x in values))
 
 
-def _of_rank(x: Operand, rank: int) -> Tensor:
-    """A tensor with axes of size 1 behind the first, where broadcasting has them in front."""
-    if not isinstance(x, Value):
-        return torch.tensor(x, dtype=torch.float64)  # no axes: it takes on the others' type
-    shape = x.data.shape
-    return x.data.view(shape[0], *(1,) * (rank - len(shape)), *shape[1:])
+def _aligned(*operands: Operand) -> list[Tensor]:
+    """Views that broadcast against each other as they would for each replica alone.
+
+    Returns:
+        Shape (G, R/G, ...), or (G, 1, ...) of what a group has in common. Further axes of size 1
+        are put behind these two, where broadcasting would have put them in front.
+    """
+    values = [x.data for x in operands if isinstance(x, Value)]
+    groups, rank = min(len(t) for t in values), max(t.dim() for t in values)
+    return [
+        x.data.view(groups, -1, *(1,) * (rank - x.data.dim()), *x.data.shape[1:])
+        if isinstance(x, Value)
+        else torch.tensor(x, dtype=torch.float64)  # no axes: it takes on the others' type
+        for x in operands
+    ]
 
 
 def _copy(dy: Tensor, out: Tensor) -> None:
@@ -289,19 +294,18 @@ def _send(tape: Tape, y: Value, *formulas: tuple[Any, ...]) -> None:
         y: the result.
         formulas: (x, function, operands): the gradient of x is function(dy, *operands).
     """
-    dy = y.grad
-    assert dy is not None
+    assert y.grad is not None
     for x, function, *operands in formulas:
         if not isinstance(x, Value) or not x.needs_grad:
             continue
-        others = [_of_rank(operand, dy.dim()) for operand in operands]
-        shape = _of_rank(x, dy.dim()).shape
-        summed = [axis for axis in range(dy.dim()) if shape[axis] != dy.shape[axis]]
+        own, dy, *others = _aligned(x, Value(y.grad), *operands)
+        summed = [axis for axis in range(dy.dim()) if own.shape[axis] != dy.shape[axis]]
         with tape.gradient(x) as dx:
-            whole = alike(dy) if summed else dx
+            target = dx.view(own.shape)
+            whole = alike(dy) if summed else target
             tape.call(function, dy, *others, out=whole)
             if summed:
-                tape.call(torch.sum, whole, summed, keepdim=True, out=dx.view(shape))
+                tape.call(torch.sum, whole, summed, keepdim=True, out=target)
 
 
 # --------------------------------------------------------------------------------- shapes and means

@@ -1,0 +1,179 @@
+"""Every rule against autograd, in float64: forward, and the gradient of everything it reads."""
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call, stack_module_state, vmap
+
+from mnist_cli.config import Config
+from mnist_cli.engine import rules
+from mnist_cli.engine.program import Program
+from mnist_cli.models.modules import Dropout, build
+
+# R replicas, G groups of them that share images, and images in a batch.
+SHAPES = [(1, 1, 1), (1, 1, 5), (3, 1, 4), (3, 3, 4), (3, 3, 1), (4, 2, 3)]
+
+VECTOR, MAPS = (1, 1, 6), (2, 6, 8)
+
+
+class Case(nn.Module):
+    """A rule between parameters: it reads images times a parameter, so its input has a gradient.
+
+    Args:
+        function: what the rule is for; if it is a module, one of this.
+        shape: of an image.
+        flat: whether it is a row of numbers to the function.
+    """
+
+    def __init__(self, function: Callable[..., Tensor], shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.function = function
+        self.flat = shape == VECTOR
+        own = shape[-1:] if self.flat else shape
+        self.scale = nn.Parameter(torch.rand(own) + 0.5)
+        self.shift = nn.Parameter(torch.randn(own))
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = images.flatten(1) if self.flat else images
+        y: Tensor = self.function(x * self.scale + self.shift)
+        return y.flatten(1)
+
+
+class Weighted(nn.Module):
+    """A function of two values that both have gradients."""
+
+    def __init__(self, function: Callable[[Tensor, Tensor], Tensor], *shape: int) -> None:
+        super().__init__()
+        self.function = function
+        self.weight = nn.Parameter(torch.rand(shape) + 0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x, self.weight)
+
+
+class OfModule(nn.Module):
+    """A layer reached through a module of its own."""
+
+    def __init__(self, *layers: nn.Module) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.layers(x)
+        return y
+
+
+def dropped(p: float) -> Dropout:
+    layer = Dropout(p)
+    layer.seed.random_()
+    return layer
+
+
+LAYERS: dict[str, tuple[Callable[[], Any], tuple[int, ...]]] = {
+    "linear": (lambda: nn.Linear(6, 5), VECTOR),
+    "linear without bias": (lambda: nn.Linear(6, 5, bias=False), VECTOR),
+    "convolution": (lambda: nn.Conv2d(2, 3, 3, stride=2, padding=1), MAPS),
+    "convolution without bias": (lambda: nn.Conv2d(2, 3, (2, 3), bias=False), MAPS),
+    "dilated": (lambda: nn.Conv2d(2, 4, 2, dilation=2, padding=(0, 1)), MAPS),
+    "relu": (nn.ReLU, VECTOR),
+    "sigmoid": (nn.Sigmoid, VECTOR),
+    "tanh": (nn.Tanh, MAPS),
+    "identity": (nn.Identity, VECTOR),
+    "flatten": (lambda: nn.Flatten(1, 2), MAPS),
+    "dropout": (lambda: dropped(0.4), VECTOR),
+    "average pool": (lambda: nn.AvgPool2d(2), MAPS),
+    "overlapping average": (lambda: nn.AvgPool2d(3, stride=(1, 2)), MAPS),
+    "max pool": (lambda: nn.MaxPool2d(2), MAPS),
+    "overlapping max": (lambda: nn.MaxPool2d((2, 3), stride=1), MAPS),
+    "adaptive pool": (lambda: nn.AdaptiveAvgPool2d(1), MAPS),
+    "adaptive in parts": (lambda: nn.AdaptiveAvgPool2d((3, 2)), MAPS),
+}
+FUNCTIONS: dict[str, tuple[Callable[[], Any], tuple[int, ...]]] = {
+    "relu()": (lambda: F.relu, VECTOR),
+    "exp": (lambda: torch.exp, VECTOR),
+    "neg": (lambda: operator.neg, VECTOR),
+    "matmul": (lambda: Weighted(operator.matmul, 6, 3), VECTOR),
+    "add": (lambda: Weighted(operator.add, 6), VECTOR),
+    "subtract": (lambda: Weighted(operator.sub, 6), VECTOR),
+    "subtract from": (lambda: Weighted(lambda x, w: w - x, 6, 8), MAPS),
+    "multiply": (lambda: Weighted(operator.mul, 2, 1, 8), MAPS),
+    "divide": (lambda: Weighted(operator.truediv, 6), VECTOR),
+    "divide by": (lambda: Weighted(lambda x, w: w / (x * x + 1), 6), VECTOR),
+    "with numbers": (lambda: lambda x: (2 - x) * 3 / (1 + x * x) - 0.1, VECTOR),
+    "where": (lambda: Weighted(lambda x, w: torch.where(x > 0.5, x, w), 6), VECTOR),
+    "where number": (lambda: lambda x: torch.where(x <= 0.2, 0.0, torch.where(x < 1, x, 1.0)), MAPS),
+    "at least": (lambda: lambda x: torch.where(x >= 0.5, -x, x), VECTOR),
+    "reshape": (lambda: lambda x: x.reshape(-1, 3, 2).view(-1, 6), VECTOR),
+    "by its sizes": (lambda: lambda x: x.reshape(x.shape[0], x.size(1) * x.size(2), -1), MAPS),
+    "mean": (lambda: lambda x: x.mean(dim=(2, 3)), MAPS),
+    "mean of an axis": (lambda: lambda x: x.mean(-1, keepdim=True), MAPS),
+    "residual": (lambda: Weighted(lambda x, w: x + F.relu(x @ w) * x, 6, 6), VECTOR),
+}
+CASES = LAYERS | FUNCTIONS
+TRAINED: dict[str, dict[str, Any]] = {
+    "mlp": {"name": "mlp", "depth": 3, "width": 8, "dropout": 0.5},
+    "cnn": {"name": "cnn", "channels": [3, 4]},
+    "cnn_sequential": {"name": "cnn_sequential", "channels": [3, 4]},
+    "scratch": {"name": "scratch"},
+    "tensor_net": {"name": "tensor_net", "hidden": [5, 4]},
+}
+
+
+def assert_gradients(
+    make: Callable[[], nn.Module], shape: tuple[int, ...], dimensions: tuple[int, int, int]
+) -> list[str]:
+    """Forward and backward pass are those of autograd; returns what had no rule."""
+    replicas, groups, batch = dimensions
+    torch.manual_seed(batch)
+    models = [make().double() for _ in range(replicas)]
+    state, buffers = stack_module_state(models)
+    for step in buffers.values():
+        step += step.numel() == -1  # buffers are held, not copied
+    own = {name: value.detach() for name, value in state.items()}
+    gradients = {name: torch.zeros_like(value) for name, value in own.items()}
+    images = torch.rand(groups, batch, *shape, dtype=torch.float64)
+    step = torch.tensor(7, dtype=torch.int32)
+    program = Program(models[0], own | dict(buffers), gradients, images, step)
+    logits = program.logits
+    logits.grad = torch.empty_strided(
+        logits.data.shape, logits.data.stride(), dtype=torch.float64
+    ).normal_()
+    dy = logits.grad.clone()
+    calls = program.forward + program.backward()
+    for _ in range(2):  # the second step overwrites whatever the first has left
+        logits.grad.copy_(dy)
+        for call in calls:
+            call()
+    for r, model in enumerate(models):
+        for module in model.modules():
+            if isinstance(module, Dropout):
+                module.step.fill_(7)
+        found = model(images[r * groups // replicas])
+        torch.testing.assert_close(logits.data[r], found, rtol=1e-12, atol=1e-12)
+        found.backward(dy[r])
+        for name, parameter in model.named_parameters():
+            torch.testing.assert_close(
+                gradients[name][r], parameter.grad, rtol=1e-10, atol=1e-12, msg=lambda m: f"{name} {m}"
+            )
+    return program.without_rule
+
+
+@pytest.mark.parametrize("dimensions", SHAPES, ids=str)
+@pytest.mark.parametrize("name", CASES)
+def test_every_rule_is_autograd(name: str, dimensions: tuple[int, int, int]) -> None:
+    make, shape = CASES[name]
+    assert not assert_gradients(lambda: Case(make(), shape), shape, dimensions)
+
+
+@pytest.mark.parametrize("dimensions", SHAPES, ids=str)
+@pytest.mark.parametrize("name", TRAINED)
+def test_every_shipped_model_is_made_of_rules(name: str, dimensions: tuple[int, int, int]) -> None:
+    config = Config.model_validate({"model": TRAINED[name]}).model
+    seeds = iter(range(9))
+    make = lambda: build(config, (1, 28, 28), 10, next(seeds))  # noqa: E731
+    assert not assert_gradients(make, (1, 28, 28), dimensions)
