@@ -5,6 +5,7 @@ import functools
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import torch
 
@@ -57,16 +58,32 @@ def computing(threads: int, precision: str) -> Iterator[None]:
     """
     cuda = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
-    # What an optimizer remembers of a weight that no longer learns fades to numbers below 1e-38,
-    # with which a CPU computes up to a hundred times slower, and stays there.
-    torch.set_flush_denormal(True)
     _keep_memory()
     try:
         with threaded(threads):
+            _flush_denormals(threads)
             yield
     finally:
         torch.set_flush_denormal(False)
         torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = cuda
+
+
+def _flush_denormals(threads: int) -> None:
+    """Has this thread and all of OpenMP's take numbers below 1e-38 for 0.
+
+    What an optimizer remembers of a weight that no longer learns fades to such numbers and stays
+    there, and a CPU computes with them up to a hundred times slower. The setting is a thread's own;
+    new ones get it from the thread that starts them, but those that torch has started before would
+    do without, and the same run would come to other bits with another number of threads.
+    """
+    torch.set_flush_denormal(True)
+    if threads > 1 and sys.platform == "linux":
+        with suppress(OSError, AttributeError, StopIteration):  # another OpenMP
+            lines = Path("/proc/self/maps").read_text().splitlines()
+            library = next(line.split()[-1] for line in lines if "libgomp" in line)
+            in_each = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+            flush = in_each(lambda _: None if torch.set_flush_denormal(True) else None)
+            ctypes.CDLL(library).GOMP_parallel(flush, None, threads, 0)
 
 
 @functools.cache

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.func import vjp
 from torch.optim.adam import adam as public_adam
 from torch.optim.rmsprop import rmsprop as public_rmsprop
 from torch.optim.sgd import sgd as public_sgd
@@ -17,27 +18,29 @@ Tensors = list[Tensor]
 Rate = float | Tensor
 
 
-def private(name: str) -> Callable[..., Any]:
-    """A private function of torch by name, such as `_fused_adam_` or `ops.aten.tanh_backward`.
-
-    What it returns raises TypeError when it is called, if torch has no such function.
-    """
+def _private(name: str) -> Callable[..., Any]:
+    """A private function of torch; if torch has none of that name, to call it is a TypeError."""
     found: Any = torch
     for part in name.split("."):
         found = getattr(found, part, None)
     return found  # type: ignore[no-any-return]
 
 
-_convolution_backward = private("ops.aten.convolution_backward.default")
-_relu_backward = private("ops.aten.threshold_backward.grad_input")
-_sigmoid_backward = private("ops.aten.sigmoid_backward.grad_input")
-_tanh_backward = private("ops.aten.tanh_backward.grad_input")
+PRIVATE = {
+    "adam": _private("_fused_adam_"),
+    "adamw": _private("_fused_adamw_"),
+    "sgd": _private("_fused_sgd_"),
+    "relu_backward": _private("ops.aten.threshold_backward.grad_input"),
+    "sigmoid_backward": _private("ops.aten.sigmoid_backward.grad_input"),
+    "tanh_backward": _private("ops.aten.tanh_backward.grad_input"),
+    "convolution_backward": _private("ops.aten.convolution_backward.default"),
+}
 
 
 def relu_backward(dy: Tensor, y: Tensor, out: Tensor) -> None:
     """Writes dy where y > 0, else 0."""
     try:
-        _relu_backward(dy, y, 0, grad_input=out)
+        PRIVATE["relu_backward"](dy, y, 0, grad_input=out)
     except TypeError:
         torch.where(y <= 0, dy.new_zeros(()), dy, out=out)
 
@@ -45,7 +48,7 @@ def relu_backward(dy: Tensor, y: Tensor, out: Tensor) -> None:
 def sigmoid_backward(dy: Tensor, y: Tensor, out: Tensor) -> None:
     """Writes dy * y * (1 - y)."""
     try:
-        _sigmoid_backward(dy, y, grad_input=out)
+        PRIVATE["sigmoid_backward"](dy, y, grad_input=out)
     except TypeError:
         torch.mul(dy, y * (1 - y), out=out)
 
@@ -53,7 +56,7 @@ def sigmoid_backward(dy: Tensor, y: Tensor, out: Tensor) -> None:
 def tanh_backward(dy: Tensor, y: Tensor, out: Tensor) -> None:
     """Writes dy * (1 - y^2)."""
     try:
-        _tanh_backward(dy, y, grad_input=out)
+        PRIVATE["tanh_backward"](dy, y, grad_input=out)
     except TypeError:
         torch.mul(dy, 1 - y * y, out=out)
 
@@ -72,11 +75,12 @@ def convolution_backward(
     """
     outputs = [weight.shape[0]]
     try:
-        return _convolution_backward(dy, x, weight, outputs, *settings, wanted)  # type: ignore[no-any-return]
+        found = PRIVATE["convolution_backward"](dy, x, weight, outputs, *settings, wanted)
     except TypeError:
         bias = weight.new_zeros(outputs)
-        _, pull = torch.func.vjp(lambda *three: torch.convolution(*three, *settings), x, weight, bias)
-        return tuple(g if want else None for g, want in zip(pull(dy), wanted, strict=True))  # type: ignore[return-value]
+        _, pull = vjp(lambda *three: torch.convolution(*three, *settings), x, weight, bias)
+        found = tuple(g if want else None for g, want in zip(pull(dy), wanted, strict=True))
+    return found  # type: ignore[no-any-return]
 
 
 def adam(
@@ -102,7 +106,7 @@ def adam(
     """
     first, second = moments["exp_avg"], moments["exp_avg_sq"]
     largest = moments.get("max_exp_avg_sq", [])
-    kernel = private("_fused_adamw_" if decoupled else "_fused_adam_")
+    kernel = PRIVATE["adamw" if decoupled else "adam"]
     common = {"lr": lr, "maximize": False, **settings}
     try:
         kernel(values, gradients, first, second, largest, [step] * len(values), **common)
@@ -132,7 +136,7 @@ def sgd(
     """
     common = {"lr": lr, "maximize": False, **settings}
     try:
-        private("_fused_sgd_")(values, gradients, buffers, is_first_step=first, **common)
+        PRIVATE["sgd"](values, gradients, buffers, is_first_step=first, **common)
     except TypeError:
         momenta: list[Tensor | None] = [*buffers] or [None] * len(values)
         if first:

@@ -177,3 +177,64 @@ def test_every_shipped_model_is_made_of_rules(name: str, dimensions: tuple[int, 
     seeds = iter(range(9))
     make = lambda: build(config, (1, 28, 28), 10, next(seeds))  # noqa: E731
     assert not assert_gradients(make, (1, 28, 28), dimensions)
+
+
+class Odd(nn.Module):
+    """What no rule knows: methods, keywords, a layer of torch's, lists, a residual."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(12)
+        self.first = nn.Linear(12, 12)
+        self.scale = nn.Parameter(torch.rand(12))
+        self.convolution = nn.Conv1d(1, 2, kernel_size=3, padding=1)
+        self.last = nn.Linear(24, 5, bias=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.norm(images.flatten(start_dim=1))
+        x = x + F.gelu(self.first(x)) * self.scale
+        x = torch.cat([x, -x], 1)[:, :12]
+        x = self.convolution(x.unsqueeze(1)).clamp(min=-1.0)
+        logits: Tensor = self.last(x.flatten(1) / 2)
+        return logits
+
+
+class Forked(nn.Module):
+    """What cannot be traced: what it does depends on numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(12, 5)
+
+    def forward(self, images: Tensor) -> Tensor:
+        y: Tensor = self.linear(images.flatten(1))
+        return sum((part for part in y.chunk(2)), start=y) if images.sum() is None else y
+
+
+@pytest.mark.parametrize("dimensions", SHAPES, ids=str)
+def test_a_model_without_rules_is_autograd_all_the_same(dimensions: tuple[int, int, int]) -> None:
+    without = assert_gradients(Odd, (1, 3, 4), dimensions)
+    assert without == ["norm", "gelu", "cat", "getitem", "unsqueeze", "convolution", "clamp"]
+
+
+def wrong(rule: Callable[..., Any]) -> Callable[..., Any]:
+    """A rule whose backward pass has the wrong sign."""
+
+    def changed(tape: Any, *args: Any, **kwargs: Any) -> Any:
+        result = rule(tape, *args, **kwargs)
+        if result is None:
+            return None
+        y, backward = result
+
+        def negated() -> None:
+            tape.call(y.grad.neg_)
+            backward()
+
+        return y, negated
+
+    return changed
+
+
+RULES = [(rules.LAYERS, kind) for kind in rules.LAYERS] + [
+    (rules.FUNCTIONS, kind) for kind in rules.FUNCTIONS
+]
