@@ -86,7 +86,7 @@ class Tape:
 def alike(tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """A new tensor of the same shape and strides; zeros, also between its numbers."""
     sizes = zip(tensor.shape, tensor.stride(), strict=True)
-    span = 1 + sum((size - 1) * stride for size, stride in sizes)
+    span = 1 + sum((size - 1) * stride for size, stride in sizes) + GUARD * guarded(tensor)
     return tensor.new_zeros(span, dtype=dtype).as_strided(tensor.shape, tensor.stride())
 
 
