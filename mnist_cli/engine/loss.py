@@ -91,32 +91,34 @@ class SoftmaxLoss:
         for logarithms, right in zip(self._logarithms, self._right, strict=True):
             tape.calls = []
             into = logarithms.view(z.shape)
-            if exact is z.dtype:
-                tape.call(torch.log_softmax, z, self._axis - 2, out=into)
-            else:
+            source = z if exact is z.dtype else into
+            if source is into:
                 tape.call(into.copy_, z)
-                tape.call(torch.log_softmax, into, self._axis - 2, out=into)
             if tape.training:
-                self._gradient(tape, logits, logarithms, right, weight)
+                self._gradient(tape, logits, source, right, weight)
+            tape.call(torch.log_softmax, source, self._axis - 2, out=into)
             self.calls.append(tape.calls)
 
     def _gradient(
-        self, tape: Tape, logits: Value, logarithms: Tensor, right: Tensor, weight: float
+        self, tape: Tape, logits: Value, z: Tensor, right: Tensor, weight: float
     ) -> None:
-        """dz = (p - onehot(c)) * weight."""
+        """dz = (p - onehot(c)) * weight; where p[c] was rounded to less than the least, 0."""
         assert logits.grad is not None
         given = logits.grad.mT if self._axis == 3 else logits.grad
-        given = given.view(logarithms.shape)
-        dz = given if given.dtype is logarithms.dtype else torch.empty_like(logarithms)
-        minus = dz.new_full((), -1.0).expand(right.shape)
-        axis = self._axis - 1
-        tape.call(torch.exp, logarithms, out=dz)
+        p = given if given.dtype is z.dtype else torch.empty_like(z)
+        dz = p.view(*right.shape[:2], *z.shape[1:])
+        minus, axis = dz.new_full((), -1.0).expand(right.shape), self._axis - 1
+        tape.call(torch.softmax, z, self._axis - 2, out=p)
+        if self._least > -math.inf:
+            seen = dz.new_empty(right.shape)
+            tape.call(torch.gather, dz, axis, right, out=seen)
+            tape.call(torch.ge, seen, torch.finfo(dz.dtype).tiny, out=seen)
         tape.call(dz.scatter_add_, axis, right, minus)
         tape.call(dz.mul_, dz.new_full((), weight))
         if self._least > -math.inf:
-            tape.call(lambda: dz.mul_(logarithms.gather(axis, right) >= self._least))
-        if dz is not given:
-            tape.call(given.copy_, dz)
+            tape.call(dz.mul_, seen)
+        if p is not given:
+            tape.call(given.copy_, p)
 
     def count(self, totals: MetricAccumulator, steps: int) -> None:
         """Counts the first of the kept steps."""

@@ -45,7 +45,8 @@ class ParamGroup:
         rate: the learning rate as the kernels take it; on a GPU a tensor, which a captured step
             reads.
         learning_rate: the same as the schedule has it, which no type limits.
-        done: epochs or steps, whichever the schedule counts, when it was set.
+        by_step: whether the schedule counts steps, or epochs.
+        done: how many there were when the rate was set.
     """
 
     config: Any
@@ -56,6 +57,7 @@ class ParamGroup:
     moments: dict[str, list[Tensor]]
     step: Tensor
     rate: Any
+    by_step: bool
     learning_rate: float = 0.0
     first: bool = True
     done: int = -1
@@ -211,6 +213,7 @@ class Optimizer:
                     {name: self._moments[name].runs(alike) for name in names},
                     self._step,
                     torch.zeros((), device=device) if device.type == "cuda" else 0.0,
+                    by_step=getattr(schedule, "interval", "epoch") == "step",
                 )
             )
 
@@ -219,7 +222,7 @@ class Optimizer:
         self._step.fill_(step + 1)
         for group in self._groups:
             group.first = step == 0
-            done = step if getattr(group.schedule, "interval", "epoch") == "step" else epoch
+            done = step if group.by_step else epoch
             if done == group.done:
                 continue
             group.done = done
