@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,7 @@ from mnist_cli.engine.tape import Tape, Value, buffer, guarded
 def convolution(
     tape: Tape, layer: nn.Conv2d, own: dict[str, Value], x: Value
 ) -> tuple[Value, Callable[[], None]] | None:
-    """y = x * W + b; dW correlates x with dy, db sums dy, dx spreads dy over where W had lain.
+    """Y = x * W + b; dW correlates x with dy, db sums dy, dx spreads dy over where W had lain.
 
     All replicas are one grouped convolution whose channels lie last in memory, where oneDNN is up
     to four times faster. Shapes: x (R or G, batch, channels, height, width), W (R, outputs,
@@ -63,7 +64,7 @@ def convolution(
 
 
 def _forward(
-    x: Tensor, weight: Tensor, bias: Tensor | None, settings: tuple[object, ...], out: Tensor
+    x: Tensor, weight: Tensor, bias: Tensor | None, settings: tuple[Any, ...], out: Tensor
 ) -> None:
     flat = None if bias is None else bias.flatten()
     out.copy_(torch.convolution(x, weight.flatten(0, 1), flat, *settings))
@@ -73,7 +74,7 @@ def _backward(
     dy: Tensor,
     x: Tensor,
     weight: Tensor,
-    settings: tuple[object, ...],
+    settings: tuple[Any, ...],
     outs: Sequence[Tensor | None],
 ) -> None:
     wanted = [out is not None for out in outs]

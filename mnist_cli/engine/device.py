@@ -82,7 +82,7 @@ def _flush_denormals(threads: int) -> None:
             lines = Path("/proc/self/maps").read_text().splitlines()
             library = next(line.split()[-1] for line in lines if "libgomp" in line)
             in_each = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
-            flush = in_each(lambda _: None if torch.set_flush_denormal(True) else None)
+            flush = in_each(lambda _: bool(torch.set_flush_denormal(True)) and None)
             ctypes.CDLL(library).GOMP_parallel(flush, None, threads, 0)
 
 

@@ -1,8 +1,7 @@
 """The numbers of all parameters in one row: so one call of an optimizer's kernel serves many."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Self
 
 import torch
@@ -44,15 +43,15 @@ class Flat:
         replicas = len(next(iter(self.views.values())))
         return Flat.zeros(shapes, replicas, self.row.dtype, self.row.device)
 
-    def runs(self, replicas: Iterable[int]) -> list[Tensor]:
+    def runs(self, replicas: Sequence[int]) -> list[Tensor]:
         """The row without what belongs to other replicas, in as few pieces as it can be."""
-        starts = []
-        for view in self.views.values():
-            starts += [(view.storage_offset() + r * view.stride(0), view.stride(0)) for r in replicas]
         edges: list[list[int]] = []
-        for start, length in starts:
-            if edges and edges[-1][1] == start:
-                edges[-1][1] += length
-            else:
-                edges.append([start, start + length])
+        for view in self.views.values():
+            pitch = view.stride(0)
+            for replica in replicas:
+                start = int(view.storage_offset()) + replica * pitch
+                if edges and edges[-1][1] == start:
+                    edges[-1][1] += pitch
+                else:
+                    edges.append([start, start + pitch])
         return [self.row[a:b] for a, b in edges]

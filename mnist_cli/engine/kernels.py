@@ -78,7 +78,7 @@ def convolution_backward(
         found = PRIVATE["convolution_backward"](dy, x, weight, outputs, *settings, wanted)
     except TypeError:
         bias = weight.new_zeros(outputs)
-        _, pull = vjp(lambda *three: torch.convolution(*three, *settings), x, weight, bias)
+        _, pull, *_ = vjp(lambda *three: torch.convolution(*three, *settings), x, weight, bias)
         found = tuple(g if want else None for g, want in zip(pull(dy), wanted, strict=True))
     return found  # type: ignore[no-any-return]
 

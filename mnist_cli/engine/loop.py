@@ -151,11 +151,10 @@ class Pass:
         self._loss = SoftmaxLoss(program, shape[0], loss, kept, weight or 1.0)
         before = [*_gather(split, self.index.flatten(), images.flatten(0, 1)), *program.forward]
         after = program.backward() if weight is not None else []
-        self._calls = [
-            [partial(_take, split.labels, self.index.flatten(), labels.flatten()), *before]
-            + [*calls, *after]
-            for labels, calls in zip(self._loss.labels, self._loss.calls, strict=True)
-        ]
+        self._calls: list[list[Call]] = []
+        for labels, calls in zip(self._loss.labels, self._loss.calls, strict=True):
+            take = partial(_take, split.labels, self.index.flatten(), labels.flatten())
+            self._calls.append([take, *before, *calls, *after])
         self._totals = totals
         self._kept = 0
 

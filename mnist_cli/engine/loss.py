@@ -99,10 +99,8 @@ class SoftmaxLoss:
             tape.call(torch.log_softmax, source, self._axis - 2, out=into)
             self.calls.append(tape.calls)
 
-    def _gradient(
-        self, tape: Tape, logits: Value, z: Tensor, right: Tensor, weight: float
-    ) -> None:
-        """dz = (p - onehot(c)) * weight; where p[c] was rounded to less than the least, 0."""
+    def _gradient(self, tape: Tape, logits: Value, z: Tensor, right: Tensor, weight: float) -> None:
+        """Dz = (p - onehot(c)) * weight; where p[c] was rounded to less than the least, 0."""
         assert logits.grad is not None
         given = logits.grad.mT if self._axis == 3 else logits.grad
         p = given if given.dtype is z.dtype else torch.empty_like(z)
@@ -124,4 +122,3 @@ class SoftmaxLoss:
         """Counts the first of the kept steps."""
         kept = self._logarithms[:steps], self._right[:steps]
         totals.add(*kept, self._axis, self._least)
-

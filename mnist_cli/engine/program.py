@@ -130,10 +130,11 @@ class Program:
     def _node(
         self, node: Node, own: dict[str, Value], args: Any, kwargs: Any
     ) -> tuple[Any, Backward]:
-        """What a call in the graph computes: by its rule, if it has one that knows its arguments."""
+        """What a call in the graph computes, by its rule if that knows its arguments."""
         mine: dict[str, Value] = {}
         function: Any = node.target
-        rule, first = FUNCTIONS.get(node.target), ()
+        rule = FUNCTIONS.get(node.target)
+        first: tuple[Any, ...] = ()
         if node.op == "call_module":
             layer = self._module.get_submodule(str(node.target))
             prefix = f"{node.target}."
@@ -196,14 +197,15 @@ def _by_torch(
         args: values, constants, and lists of them.
         kwargs: likewise.
     """
-    values = _values((own, args, kwargs))
+    everything: Any = (own, args, kwargs)
+    values = _values(everything)
     learned = [i for i, value in enumerate(values) if value.needs_grad and tape.training]
     lead = max(len(value.data) for value in values)
 
     def alone(*tensors: Tensor) -> Any:
         rest = iter(tensors)
         mine, positional, named = map_aggregate(
-            (own, args, kwargs), lambda x: next(rest) if isinstance(x, Value) else x
+            everything, lambda x: next(rest) if isinstance(x, Value) else x
         )
         if isinstance(function, nn.Module):
             return functional_call(function, dict(mine), tuple(positional), dict(named))
@@ -213,7 +215,10 @@ def _by_torch(
     pull: list[Callable[[Tensor], tuple[Tensor, ...]]] = []
 
     def forward() -> Tensor:
-        tensors = [value.data.repeat_interleave(lead // len(value.data), 0) for value in values]
+        tensors = [
+            x.data if len(x.data) == lead else x.data.repeat_interleave(lead // len(x.data), 0)
+            for x in values
+        ]
         if isinstance(function, nn.Module):
             function.train(tape.training)
         if not learned:
@@ -223,8 +228,7 @@ def _by_torch(
             changed = dict(zip(learned, some, strict=True))
             return together(*(changed.get(i, t) for i, t in enumerate(tensors)))  # type: ignore[no-any-return]
 
-        result, gradients_of = vjp(of_learned, *(tensors[i] for i in learned))
-        pull[:] = [gradients_of]
+        result, *pull[:] = vjp(of_learned, *(tensors[i] for i in learned))
         return result  # type: ignore[no-any-return]
 
     result = forward()
@@ -238,6 +242,7 @@ def _by_torch(
             outs = [targets.enter_context(tape.gradient(values[i])) for i in learned]
 
             def write() -> None:
+                assert y.grad is not None
                 for out, gradient in zip(outs, pull[0](y.grad), strict=True):
                     out.copy_(gradient)
 

@@ -40,7 +40,7 @@ def no_gradient() -> None:
 
 
 def linear(tape: Tape, x: Value, weight: Value, bias: Value | None = None) -> Result:
-    """y = x W^T + b; dW = dy^T x, db = the sum of dy over the batch, dx = dy W.
+    """Linear layer: y = x W^T + b; dW = dy^T x, db = the sum of dy over the batch, dx = dy W.
 
     Shapes: x (R or G, batch, inputs), W (R, outputs, inputs), b (R, outputs).
     """
@@ -68,9 +68,10 @@ def linear(tape: Tape, x: Value, weight: Value, bias: Value | None = None) -> Re
 
 
 def matmul(tape: Tape, x: Value, weight: Value) -> Result:
-    """y = x V; dV = x^T dy, dx = dy V^T. Shapes: x (R or G, batch, inputs), V (R, inputs, outputs).
+    """Product of matrices: y = x V; dV = x^T dy, dx = dy V^T.
 
-    It is `linear` with W = V^T, and computed so: a transposed matrix is another view of it.
+    Shapes: x (R or G, batch, inputs), V (R, inputs, outputs). It is `linear` with W = V^T, and is
+    computed so: a transposed matrix is another view of it.
     """
     if x.data.dim() != 3 or weight.data.dim() != 3 or len(weight.data) != tape.replicas:
         return None
@@ -94,27 +95,27 @@ def matmul(tape: Tape, x: Value, weight: Value) -> Result:
 
 
 def relu(tape: Tape, x: Value, inplace: bool = False) -> Result:  # noqa: ARG001
-    """y = max(x, 0); dx = dy where y > 0, else 0."""
+    """Rectifier: y = max(x, 0); dx = dy where y > 0, else 0."""
     return _of_result(tape, x, partial(torch.clamp_min, min=0), kernels.relu_backward)
 
 
 def sigmoid(tape: Tape, x: Value) -> Result:
-    """y = 1 / (1 + exp(-x)); dx = dy * y * (1 - y)."""
+    """Logistic function: y = 1 / (1 + exp(-x)); dx = dy * y * (1 - y)."""
     return _of_result(tape, x, torch.sigmoid, kernels.sigmoid_backward)
 
 
 def tanh(tape: Tape, x: Value) -> Result:
-    """y = tanh(x); dx = dy * (1 - y^2)."""
+    """Hyperbolic tangent, y; dx = dy * (1 - y^2)."""
     return _of_result(tape, x, torch.tanh, kernels.tanh_backward)
 
 
 def exp(tape: Tape, x: Value) -> Result:
-    """y = exp(x); dx = dy * y."""
+    """Exponential function, y; dx = dy * y."""
     return _of_result(tape, x, torch.exp, torch.mul)
 
 
 def neg(tape: Tape, x: Value) -> Result:
-    """y = -x; dx = -dy."""
+    """Negation: y = -x; dx = -dy."""
     return _of_result(tape, x, torch.neg, lambda dy, _, out: torch.neg(dy, out=out))
 
 
@@ -133,7 +134,7 @@ def _of_result(
 
 
 def dropout(tape: Tape, x: Value, p: float, seed: Value) -> Result:
-    """y = x * m, dx = dy * m, where m is 0 with probability p and else 1 / (1 - p).
+    """Dropout: y = x * m, dx = dy * m, where m is 0 with probability p and else 1 / (1 - p).
 
     The mask is that of `models.modules.Dropout`, bit for bit, in half the memory: int32 adds and
     multiplies modulo 2^32 as the hash wants it. What does not depend on the step is hashed once.
@@ -181,7 +182,7 @@ def _int32(x: Tensor) -> Tensor:
 
 
 def _hash32(tape: Tape, x: Tensor, spare: Tensor) -> None:
-    """`_hash32` of `models.modules`, in place on int32, where a shift to the right drags the sign."""
+    """`_hash32` of `models.modules`, in place on int32, whose sign a shift drags along."""
     for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B - 2**32), (16, 1)):
         tape.call(torch.bitwise_right_shift, x, shift, out=spare)
         tape.call(spare.bitwise_and_, (1 << (32 - shift)) - 1)
@@ -194,25 +195,25 @@ def _hash32(tape: Tape, x: Tensor, spare: Tensor) -> None:
 
 
 def add(tape: Tape, a: Operand, b: Operand) -> Result:
-    """y = a + b; da = dy, db = dy."""
+    """Sum: y = a + b; da = dy, db = dy."""
     y = _binary(tape, torch.add, a, b)
     return y, lambda: _send(tape, y, (a, _copy), (b, _copy))
 
 
 def sub(tape: Tape, a: Operand, b: Operand) -> Result:
-    """y = a - b; da = dy, db = -dy."""
+    """Difference: y = a - b; da = dy, db = -dy."""
     y = _binary(tape, torch.sub, a, b)
     return y, lambda: _send(tape, y, (a, _copy), (b, torch.neg))
 
 
 def mul(tape: Tape, a: Operand, b: Operand) -> Result:
-    """y = a * b; da = dy * b, db = dy * a."""
+    """Product: y = a * b; da = dy * b, db = dy * a."""
     y = _binary(tape, torch.mul, a, b)
     return y, lambda: _send(tape, y, (a, torch.mul, b), (b, torch.mul, a))
 
 
 def div(tape: Tape, a: Operand, b: Operand) -> Result:
-    """y = a / b; da = dy / b, db = -dy * y / b."""
+    """Quotient: y = a / b; da = dy / b, db = -dy * y / b."""
     y = _binary(tape, torch.div, a, b)
 
     def minus(dy: Tensor, y: Tensor, b: Tensor, out: Tensor) -> None:
@@ -224,7 +225,7 @@ def div(tape: Tape, a: Operand, b: Operand) -> Result:
 
 
 def where(tape: Tape, condition: Value, a: Operand, b: Operand) -> Result:
-    """y = a where the condition holds, else b; da = dy there, else 0, and db the other way."""
+    """Choice: y = a where the condition holds, else b; da = dy there, and db elsewhere."""
     zero = torch.tensor(0.0, device=condition.data.device)
 
     def chosen(dy: Tensor, condition: Tensor, out: Tensor) -> None:
@@ -238,7 +239,7 @@ def where(tape: Tape, condition: Value, a: Operand, b: Operand) -> Result:
 
 
 def compare(function: Callable[..., Tensor], tape: Tape, a: Operand, b: Operand) -> Result:
-    """y = whether a < b, or the like; it has no gradient."""
+    """Comparison: y = whether a < b, or the like; it has no gradient."""
     return _binary(tape, function, a, b, dtype=torch.bool), no_gradient
 
 
@@ -346,7 +347,7 @@ def reshape(tape: Tape, x: Value, *shape: Any) -> Result:
 
 
 def mean(tape: Tape, x: Value, dim: Any, keepdim: bool = False) -> Result:
-    """y = the mean of n numbers; dx = dy / n for each of them."""
+    """Mean of n numbers; dx = dy / n for each of them."""
     axes = sorted(d % (x.data.dim() - 1) + 1 for d in ((dim,) if isinstance(dim, int) else dim))
     kept = [1 if axis in axes else size for axis, size in enumerate(x.data.shape)]
     whole = buffer(x.data, *kept)
@@ -364,7 +365,7 @@ def mean(tape: Tape, x: Value, dim: Any, keepdim: bool = False) -> Result:
 
 
 def average_pool(tape: Tape, x: Value, kernel: tuple[int, int], stride: tuple[int, int]) -> Result:
-    """y = the mean over each window of n numbers; every number gets dy / n of each of its windows."""
+    """Mean over each window of n numbers; each gets dy / n of every window it is in."""
     windows, y = _windows(x, kernel, stride)
     share = torch.tensor(1 / len(windows), dtype=torch.float64)
     tape.call(y.data.copy_, windows[0])
@@ -384,7 +385,7 @@ def average_pool(tape: Tape, x: Value, kernel: tuple[int, int], stride: tuple[in
 
 
 def max_pool(tape: Tape, x: Value, kernel: tuple[int, int], stride: tuple[int, int]) -> Result:
-    """y = the largest of each window; of several the first gets dy."""
+    """Largest number of each window; of several the first gets dy."""
     windows, y = _windows(x, kernel, stride)
     tape.call(y.data.copy_, windows[0])
     for window in windows[1:]:
@@ -393,7 +394,7 @@ def max_pool(tape: Tape, x: Value, kernel: tuple[int, int], stride: tuple[int, i
     def backward() -> None:
         found, free = alike(y.data, torch.bool), alike(y.data, torch.bool)
         part = alike(y.data)
-        tape.call(free.fill_, True)  # noqa: FBT003
+        tape.call(free.fill_, True)
         with tape.gradient(x) as dx:
             tape.call(dx.zero_)
             pairs = zip(windows, _windows(Value(dx), kernel, stride)[0], strict=True)
@@ -458,13 +459,13 @@ def _adaptive_layer(tape: Tape, layer: nn.AdaptiveAvgPool2d, _: Parameters, x: V
 
 # By the class of a layer: (tape, layer, its parameters and buffers, x).
 LAYERS: dict[type[nn.Module], Callable[..., Result]] = {
-    nn.Linear: lambda tape, _, own, x: linear(tape, x, own["weight"], own.get("bias")),
+    nn.Linear: lambda tape, _layer, own, x: linear(tape, x, own["weight"], own.get("bias")),
     nn.Conv2d: convolution,
-    nn.ReLU: lambda tape, _, own, x: relu(tape, x),
-    nn.Sigmoid: lambda tape, _, own, x: sigmoid(tape, x),
-    nn.Tanh: lambda tape, _, own, x: tanh(tape, x),
-    nn.Identity: lambda tape, _, own, x: (x, no_gradient),
-    nn.Flatten: lambda tape, layer, own, x: flatten(tape, x, layer.start_dim, layer.end_dim),
+    nn.ReLU: lambda tape, _layer, _own, x: relu(tape, x),
+    nn.Sigmoid: lambda tape, _layer, _own, x: sigmoid(tape, x),
+    nn.Tanh: lambda tape, _layer, _own, x: tanh(tape, x),
+    nn.Identity: lambda _tape, _layer, _own, x: (x, no_gradient),
+    nn.Flatten: lambda tape, layer, _own, x: flatten(tape, x, layer.start_dim, layer.end_dim),
     nn.AvgPool2d: _average_layer,
     nn.MaxPool2d: _max_layer,
     nn.AdaptiveAvgPool2d: _adaptive_layer,

@@ -93,9 +93,7 @@ class Stack:
             training: whether there is a backward pass, and dropout drops.
         """
         gradients = self._products if training else None
-        return Program(
-            self._module, self._factors | self._buffers, gradients, images, self._step
-        )
+        return Program(self._module, self._factors | self._buffers, gradients, images, self._step)
 
     def begin(self, step: int) -> None:
         """Makes ready for a training step, counted from 0: what dropout drops depends on it."""

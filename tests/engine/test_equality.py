@@ -1,4 +1,4 @@
-"""What makes stacks fast does not change what they compute: mixed stacks, bfloat16, captured steps."""
+"""What makes stacks fast does not change what they compute."""
 
 from collections.abc import Sequence
 

@@ -49,7 +49,9 @@ SHAPES = {
 }
 
 
-def computed(make: Callable[[], nn.Module], precision: str, groups: int, bad: float) -> list[Tensor]:
+def computed(
+    make: Callable[[], nn.Module], precision: str, groups: int, bad: float
+) -> list[Tensor]:
     """Logits and gradients of three replicas, the middle one of which holds a bad number."""
     torch.manual_seed(0)
     stack = Stack([make() for _ in range(3)], torch.device("cpu"), precision)
@@ -86,16 +88,26 @@ def test_what_is_not_finite_stays_in_its_replica(
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("schedule", [{"name": "constant"}, {"name": "step", "step_size": 1, "gamma": 1e20, "interval": "step"}], ids=["rate", "schedule"])
+@pytest.mark.parametrize(
+    "schedule",
+    [{"name": "constant"}, {"name": "step", "step_size": 1, "gamma": 1e20, "interval": "step"}],
+    ids=["rate", "schedule"],
+)
 @pytest.mark.parametrize("optimizer", ["sgd", "adam-amsgrad", "adamw", "rmsprop", "scratch-sgd"])
 def test_a_rate_that_no_float_holds_diverges_its_own_run(
     optimizer: str, schedule: dict[str, object], precision: str
 ) -> None:
     data = {"name": "synthetic", "size": 140, "batch_size": 32}
-    calm = config_of("mlp", optimizer, "constant", data=data, train={"epochs": 2, "precision": precision})
+    calm = config_of(
+        "mlp", optimizer, "constant", data=data, train={"epochs": 2, "precision": precision}
+    )
     rate = 1e39 if schedule["name"] == "constant" else 1e-2
     wild = Config.model_validate(
-        {**calm.resolved(), "scheduler": schedule, "optimizer": {**calm.optimizer.model_dump(), "lr": rate}}
+        {
+            **calm.resolved(),
+            "scheduler": schedule,
+            "optimizer": {**calm.optimizer.model_dump(), "lr": rate},
+        }
     )
     images = load(calm.data, torch.device("cpu"), print)
     found = []

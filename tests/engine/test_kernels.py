@@ -7,7 +7,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mnist_cli.config import Config
 from mnist_cli.data.dataset import load
 from mnist_cli.engine import kernels
 from mnist_cli.engine.loop import prepare, train
@@ -26,7 +25,9 @@ def no_private(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def trained(model: str, optimizer: str) -> dict[str, Tensor]:
     data = {"name": "synthetic", "size": 140, "batch_size": 32}
-    config = config_of(model, optimizer, "step", data=data, train={"epochs": 2, "precision": "fp64"})
+    config = config_of(
+        model, optimizer, "step", data=data, train={"epochs": 2, "precision": "fp64"}
+    )
     run = prepare([config] * 2, load(config.data, torch.device("cpu"), print))
     list(train(run))
     return run.stack.state_dict(1)
