@@ -62,25 +62,24 @@ def tanh_backward(dy: Tensor, y: Tensor, out: Tensor) -> None:
 
 
 def convolution_backward(
-    dy: Tensor, x: Tensor, weight: Tensor, settings: tuple[Any, ...], wanted: list[bool]
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """The gradients of a convolution's input, kernels and bias, those that are wanted.
+    dy: Tensor, x: Tensor, weight: Tensor, settings: tuple[Any, ...], wants_input: bool
+) -> tuple[Tensor, Tensor]:
+    """The gradients of a convolution's input, if it is wanted, and of its kernels.
 
     Args:
         dy: the gradient of its result.
         x: its input.
         weight: its kernels.
         settings: what `torch.convolution` takes after the bias.
-        wanted: which of the three.
+        wants_input: whether the first is computed.
     """
-    outputs = [weight.shape[0]]
+    kernel, wanted = PRIVATE["convolution_backward"], [wants_input, True, False]
     try:
-        found = PRIVATE["convolution_backward"](dy, x, weight, outputs, *settings, wanted)
+        dx, dw, _ = kernel(dy, x, weight, None, *settings, wanted)
     except TypeError:
-        bias = weight.new_zeros(outputs)
-        _, pull, *_ = vjp(lambda *three: torch.convolution(*three, *settings), x, weight, bias)
-        found = tuple(g if want else None for g, want in zip(pull(dy), wanted, strict=True))
-    return found  # type: ignore[no-any-return]
+        _, pull, *_ = vjp(lambda x, w: torch.convolution(x, w, None, *settings), x, weight)
+        dx, dw = pull(dy)
+    return dx, dw
 
 
 def adam(

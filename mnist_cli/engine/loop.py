@@ -130,7 +130,7 @@ class Pass:
 
     Attributes:
         index: where the places of a batch's images in the split are put, shape (G, batch).
-        logits: shape (R, batch, classes).
+        logits: shape (R, batch, classes), or (parts, batch / parts, classes).
     """
 
     def __init__(
@@ -143,12 +143,16 @@ class Pass:
         weight: float | None = None,
     ) -> None:
         self.index = torch.zeros(shape, dtype=torch.int64, device=stack.device)
-        images = split.images.new_zeros(*shape, *split.images.shape[1:], dtype=stack.dtype)
+        groups, size = shape
+        parts = stack.parts(size)
+        images = split.images.new_zeros(
+            groups * parts, size // parts, *split.images.shape[1:], dtype=stack.dtype
+        )
         program = stack.program(images, training=weight is not None)
         self.logits = program.logits.data
         # A captured step leaves nothing to be done by others.
         kept = 1 if weight is None or stack.device.type == "cuda" else KEPT
-        self._loss = SoftmaxLoss(program, shape[0], loss, kept, weight or 1.0)
+        self._loss = SoftmaxLoss(program, len(images), loss, kept, weight or 1.0)
         before = [*_gather(split, self.index.flatten(), images.flatten(0, 1)), *program.forward]
         after = program.backward() if weight is not None else []
         self._calls: list[list[Call]] = []
@@ -335,4 +339,5 @@ def evaluate(stack: Stack, split: Split, loss: Loss) -> tuple[list[float], list[
 def probabilities(stack: Stack, split: Split) -> Tensor:
     """How probable every replica finds each class of each image: float64, (R, images, classes)."""
     passes = Evaluation(stack, split, cross_entropy).passes()
-    return torch.cat([one.logits.double().softmax(-1) for one in passes], dim=1)
+    found = [one.logits.double().softmax(-1).flatten(0, 1) for one in passes]
+    return torch.cat([rows.unflatten(0, (stack.replicas, -1)) for rows in found], dim=1)

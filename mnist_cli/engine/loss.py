@@ -41,8 +41,9 @@ class MetricAccumulator:
         """
         guesses = logarithms.max(axis, keepdim=True).indices  # of equal ones the first
         right = logarithms.gather(axis, labels).clamp_min_(least)
-        self._hits += (guesses == labels).sum((0, 3, 4)).flatten()
-        self._loss -= right.sum((0, 3, 4), dtype=torch.float64).flatten()
+        rows = len(self._hits), -1  # in parts, if a batch is taken so
+        self._hits += (guesses == labels).sum((0, 3, 4)).view(rows).sum(1)
+        self._loss -= right.sum((0, 3, 4), dtype=torch.float64).view(rows).sum(1)
 
     def means(self, images: int) -> tuple[list[float], list[float]]:
         """Mean losses and accuracies, R of each; it is counted from nothing again after that."""

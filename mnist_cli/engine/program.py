@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vjp, vmap
 from torch.fx import Graph, Node, Tracer
@@ -39,12 +40,12 @@ class Program:
             replica is to change these.
         gradients: where the gradient of each parameter goes; None if there is no backward pass.
         images: where the images of each batch are put, shape (G, batch, channels, height, width);
-            G divides R.
+            G divides R, or R is 1 and these are G parts of its batch.
         step: where the number of the step is put, int32.
 
     Attributes:
         tape: of its calls.
-        logits: what the module makes of the images, shape (R, batch, classes).
+        logits: what the module makes of the images, shape (R or G, batch, classes).
         forward: the calls that compute it.
         without_rule: the nodes that were left to `torch.func`.
     """
@@ -80,18 +81,27 @@ class Program:
         for value, backward in reversed(self._backward):
             if value.grad is not None:
                 backward()
+        for parts, whole in self._parts:
+            self.tape.call(torch.sum, parts, 0, keepdim=True, out=whole)
         return self.tape.calls
 
     def _begin(self) -> tuple[dict[str, Value], Value]:
         """An empty tape; the values of the module's own tensors, and of the images."""
-        gradients = self._gradients or {}
-        replicas = len(next(iter(self._state.values())))
+        gradients = dict(self._gradients or {})
+        state, replicas = self._state, len(next(iter(self._state.values())))
+        self._parts: list[tuple[Tensor, Tensor]] = []
+        if len(self._images) > replicas:  # parts of a batch: replicas that have all in common
+            replicas = len(self._images)
+            state = {name: data.expand(replicas, *data.shape[1:]) for name, data in state.items()}
+            for name, whole in gradients.items():
+                gradients[name] = whole.new_zeros(state[name].shape)
+                self._parts.append((gradients[name], whole))
         self.tape = Tape(replicas, self._gradients is not None, self._step)
         self.without_rule: list[str] = []
         self._backward: list[tuple[Value, Backward]] = []
         own = {
             name: Value(data, name in gradients, gradients.get(name))
-            for name, data in self._state.items()
+            for name, data in state.items()
         }
         return own, Value(self._images, needs_grad=False)
 

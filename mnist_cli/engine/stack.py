@@ -8,9 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.func import stack_module_state
 
+from mnist_cli.engine.convolution import HALVES
 from mnist_cli.engine.flat import Flat
 from mnist_cli.engine.program import Program
 from mnist_cli.engine.tape import buffer
+from mnist_cli.models.modules import Dropout
 
 
 @dataclass(frozen=True)
@@ -89,11 +91,20 @@ class Stack:
 
         Args:
             images: of type `dtype`, shape (G, batch, channels, height, width): one batch for each
-                of G groups of R/G neighbouring replicas. Whatever stands there is the batch.
+                of G groups of R/G neighbouring replicas, or `parts` of one. Whatever stands there
+                is the batch.
             training: whether there is a backward pass, and dropout drops.
         """
         gradients = self._products if training else None
         return Program(self._module, self._factors | self._buffers, gradients, images, self._step)
+
+    def parts(self, batch: int) -> int:
+        """In how many parts of one size a batch is best taken."""
+        alone = self.replicas == 1 and self.device.type == "cpu" and self.dtype is torch.float32
+        layers = list(self._module.modules())
+        drops = any(isinstance(layer, Dropout) for layer in layers)  # by the place in the batch
+        convolves = any(isinstance(layer, nn.Conv2d) for layer in layers)
+        return HALVES if alone and convolves and not drops and batch % HALVES == 0 else 1
 
     def begin(self, step: int) -> None:
         """Makes ready for a training step, counted from 0: what dropout drops depends on it."""

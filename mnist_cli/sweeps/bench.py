@@ -27,7 +27,7 @@ from mnist_cli.config import Config, SyntheticData, with_settings
 from mnist_cli.data.dataset import Dataset, Split, load
 from mnist_cli.engine.device import computing, threaded
 from mnist_cli.engine.loop import Record, prepare, train
-from mnist_cli.engine.optimizers import OPTIMIZERS, Group
+from mnist_cli.engine.optimizers import OPTIMIZERS, ParamGroup
 from mnist_cli.engine.stack import PRECISIONS
 from mnist_cli.errors import RunError, UsageError
 from mnist_cli.models.modules import build, weight_uses
@@ -225,10 +225,13 @@ def _update(config: Config, values: list[Tensor]) -> Callable[[], None]:
         name: [torch.zeros_like(value) for value in values] for name in optimizer.moments(settings)
     }
     counter = torch.ones((), device=values[0].device)
-    group = Group(
-        settings, config.scheduler, [0], values, moments, counter, first=False, rate=settings.lr
+    group = ParamGroup(
+        *(settings, config.scheduler, [0], values, gradients, moments, counter),
+        rate=settings.lr,
+        by_step=False,
+        first=False,
     )
-    return partial(optimizer.update, group, gradients)
+    return partial(optimizer.update, group)
 
 
 # ------------------------------------------------------------------------------ how it is timed
