@@ -17,6 +17,9 @@ def main() -> None:
     for number in SIGNALS:  # before anything else is imported
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, lambda number, _: os._exit(128 + number))
+    # Read when torch is loaded. Threads that spin while they wait for each other hold cores which
+    # another process needs; beside four such processes a step took forty times as long.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     from mnist_cli.cli import run_command  # noqa: PLC0415
 
     try:

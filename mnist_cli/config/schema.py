@@ -307,8 +307,8 @@ class TrainConfig(Section):
     """The largest norm of a run's gradient: a longer one is scaled down to it, as
     `torch.nn.utils.clip_grad_norm_` does."""
     compile: bool = False
-    """Whether the forward pass goes through `torch.compile`, which needs a C++ compiler and some
-    ten seconds or more before the first step."""
+    """Has no effect any more: the engine calls its kernels one by one, and nothing is left to
+    compile. Accepted so that configs of earlier runs stay valid."""
     device: Annotated[str, Field(pattern=DEVICE_PATTERN)] = "auto"
     """`auto` takes a GPU when there is one; else `cpu`, `cuda` or `cuda:N`."""
 
