@@ -100,11 +100,12 @@ class Stack:
 
     def parts(self, batch: int) -> int:
         """In how many parts of one size a batch is best taken."""
-        alone = self.replicas == 1 and self.device.type == "cpu" and self.dtype is torch.float32
+        on_cpu = self.device.type == "cpu" and self.dtype is not torch.bfloat16
         layers = list(self._module.modules())
         drops = any(isinstance(layer, Dropout) for layer in layers)  # by the place in the batch
         convolves = any(isinstance(layer, nn.Conv2d) for layer in layers)
-        return HALVES if alone and convolves and not drops and batch % HALVES == 0 else 1
+        halved = on_cpu and self.replicas == 1 and convolves and not drops
+        return HALVES if halved and batch % HALVES == 0 else 1
 
     def begin(self, step: int) -> None:
         """Makes ready for a training step, counted from 0: what dropout drops depends on it."""

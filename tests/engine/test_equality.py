@@ -10,12 +10,10 @@ from mnist_cli.config import Config
 from mnist_cli.data.dataset import Dataset, epoch_order, load
 from mnist_cli.engine.loop import Training, prepare, train
 from mnist_cli.models.modules import build, cost
-from mnist_cli.sweeps import plan as plans
-from tests.engine.test_stack import OPTIMIZERS, SCHEDULERS, assert_same, config_of, train_alone
+from tests.engine.test_stack import OPTIMIZERS, config_of
 
 BATCH = 32
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-needs_fork = pytest.mark.skipif(not plans.can_fork(), reason="needs fork")
 
 
 @pytest.fixture(scope="module")
@@ -31,30 +29,6 @@ def trained(configs: Sequence[Config], data: Dataset) -> Training:
     for _ in train(run):
         pass
     return run
-
-
-# ------------------------------------------------------------------------------ one stack for all
-
-
-def test_optimizers_and_schedules_of_all_kinds_train_in_one_stack(data: Dataset) -> None:
-    pairs = [(optimizer, scheduler) for optimizer in OPTIMIZERS for scheduler in SCHEDULERS]
-    configs = []
-    for number, (optimizer, scheduler) in enumerate(pairs):
-        config = config_of(
-            "mlp",
-            optimizer,
-            scheduler,
-            data={"name": "synthetic", "batch_size": BATCH},
-            train={"epochs": 3, "precision": "fp64", "seed": number % 3},
-        )
-        slow = config.optimizer.model_copy(update={"lr": 1e-3 * (1 + number % 5)})
-        configs.append(config.model_copy(update={"optimizer": slow}))
-    run = trained(configs, data)
-    for replica, (optimizer, scheduler) in enumerate(pairs):
-        config = configs[replica]
-        rate, seed = config.optimizer.lr, config.train.seed
-        state, _ = train_alone(config, optimizer, scheduler, data, rate, seed)
-        assert_same(run.stack, replica, state)
 
 
 def test_cost_is_counted_by_hand() -> None:

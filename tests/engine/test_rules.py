@@ -15,8 +15,9 @@ from mnist_cli.engine import rules
 from mnist_cli.engine.program import Program
 from mnist_cli.models.modules import Dropout, build
 
-# R replicas, G groups of them that share images, and images in a batch.
-SHAPES = [(1, 1, 1), (1, 1, 5), (3, 1, 4), (3, 3, 4), (3, 3, 1), (4, 2, 3)]
+# R replicas, G groups of them that share images (or parts of one's batch), images in each.
+SHAPES = {"alone": (1, 1, 1), "shared": (3, 1, 4), "own": (3, 3, 2), "groups": (4, 2, 1)}
+PARTS = (1, 2, 2)
 
 VECTOR, MAPS = (1, 1, 6), (2, 6, 8)
 
@@ -95,6 +96,8 @@ LAYERS: dict[str, tuple[Callable[[], Any], tuple[int, ...]]] = {
 }
 FUNCTIONS: dict[str, tuple[Callable[[], Any], tuple[int, ...]]] = {
     "relu()": (lambda: F.relu, VECTOR),
+    "sigmoid()": (lambda: torch.sigmoid, VECTOR),
+    "tanh()": (lambda: torch.tanh, VECTOR),
     "exp": (lambda: torch.exp, VECTOR),
     "neg": (lambda: operator.neg, VECTOR),
     "matmul": (lambda: Weighted(operator.matmul, 6, 3), VECTOR),
@@ -150,13 +153,18 @@ def assert_gradients(
         logits.grad.copy_(dy)
         for call in calls:
             call()
+    parts = max(1, groups // replicas)
     for r, model in enumerate(models):
         for module in model.modules():
             if isinstance(module, Dropout):
                 module.step.fill_(7)
-        found = model(images[r * groups // replicas])
-        torch.testing.assert_close(logits.data[r], found, rtol=1e-12, atol=1e-12)
-        found.backward(dy[r])
+        rows = slice(r * groups // replicas, r * groups // replicas + parts)
+        own_logits, own_dy = (
+            t.unflatten(0, (-1, parts))[r].flatten(0, 1) for t in (logits.data, dy)
+        )
+        found = model(images[rows].flatten(0, 1))
+        torch.testing.assert_close(own_logits, found, rtol=1e-12, atol=1e-12)
+        found.backward(own_dy)
         for name, parameter in model.named_parameters():
             torch.testing.assert_close(
                 gradients[name][r],
@@ -167,20 +175,26 @@ def assert_gradients(
     return program.without_rule
 
 
-@pytest.mark.parametrize("dimensions", SHAPES, ids=str)
+@pytest.mark.parametrize("dimensions", SHAPES)
 @pytest.mark.parametrize("name", CASES)
-def test_every_rule_is_autograd(name: str, dimensions: tuple[int, int, int]) -> None:
+def test_every_rule_is_autograd(name: str, dimensions: str) -> None:
     make, shape = CASES[name]
-    assert not assert_gradients(lambda: Case(make(), shape), shape, dimensions)
+    assert not assert_gradients(lambda: Case(make(), shape), shape, SHAPES[dimensions])
 
 
-@pytest.mark.parametrize("dimensions", SHAPES, ids=str)
+@pytest.mark.parametrize("name", [name for name in CASES if name != "dropout"])
+def test_every_rule_is_autograd_over_a_batch_in_parts(name: str) -> None:
+    make, shape = CASES[name]
+    assert not assert_gradients(lambda: Case(make(), shape), shape, PARTS)
+
+
+@pytest.mark.parametrize("dimensions", SHAPES)
 @pytest.mark.parametrize("name", TRAINED)
-def test_every_shipped_model_is_made_of_rules(name: str, dimensions: tuple[int, int, int]) -> None:
+def test_every_shipped_model_is_made_of_rules(name: str, dimensions: str) -> None:
     config = Config.model_validate({"model": TRAINED[name]}).model
     seeds = iter(range(9))
     make = lambda: build(config, (1, 28, 28), 10, next(seeds))  # noqa: E731
-    assert not assert_gradients(make, (1, 28, 28), dimensions)
+    assert not assert_gradients(make, (1, 28, 28), SHAPES[dimensions])
 
 
 class Odd(nn.Module):
@@ -203,32 +217,51 @@ class Odd(nn.Module):
         return logits
 
 
-class Forked(nn.Module):
-    """What cannot be traced: what it does depends on numbers."""
+class Untraceable(nn.Module):
+    """What it does depends on numbers, so that its code cannot be traced."""
 
     def __init__(self) -> None:
         super().__init__()
         self.linear = nn.Linear(12, 5)
 
     def forward(self, images: Tensor) -> Tensor:
-        y: Tensor = self.linear(images.flatten(1))
-        return sum((part for part in y.chunk(2)), start=y) if images.sum() is None else y
+        x = images.flatten(1)
+        for _ in range(len(x.shape)):
+            x = x * 0.9
+        y: Tensor = self.linear(x)
+        return y
 
 
-@pytest.mark.parametrize("dimensions", SHAPES, ids=str)
-def test_a_model_without_rules_is_autograd_all_the_same(dimensions: tuple[int, int, int]) -> None:
-    without = assert_gradients(Odd, (1, 3, 4), dimensions)
+class Pieces(nn.Module):
+    """A node that computes several tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(12, 6)
+
+    def forward(self, images: Tensor) -> Tensor:
+        first, second = self.linear(images.flatten(1)).chunk(2, dim=1)
+        product: Tensor = first * second
+        return product
+
+
+@pytest.mark.parametrize("dimensions", SHAPES)
+def test_a_model_without_rules_is_autograd_all_the_same(dimensions: str) -> None:
+    without = assert_gradients(Odd, (1, 3, 4), SHAPES[dimensions])
     assert without == ["norm", "gelu", "cat", "getitem", "unsqueeze", "convolution", "clamp"]
 
 
+@pytest.mark.parametrize("kind", [Untraceable, Pieces])
+@pytest.mark.parametrize("dimensions", SHAPES)
+def test_what_cannot_be_taken_apart_is_one_node(kind: type[nn.Module], dimensions: str) -> None:
+    assert assert_gradients(kind, (1, 3, 4), SHAPES[dimensions]) == [kind.__name__]
+
+
 def wrong(rule: Callable[..., Any]) -> Callable[..., Any]:
-    """A rule whose backward pass has the wrong sign."""
+    """A rule that takes a gradient with the wrong sign."""
 
     def changed(tape: Any, *args: Any, **kwargs: Any) -> Any:
-        result = rule(tape, *args, **kwargs)
-        if result is None:
-            return None
-        y, backward = result
+        y, backward = rule(tape, *args, **kwargs)
 
         def negated() -> None:
             tape.call(y.grad.neg_)
@@ -239,6 +272,32 @@ def wrong(rule: Callable[..., Any]) -> Callable[..., Any]:
     return changed
 
 
-RULES = [(rules.LAYERS, kind) for kind in rules.LAYERS] + [
-    (rules.FUNCTIONS, kind) for kind in rules.FUNCTIONS
-]
+def caught() -> bool:
+    for make, shape in CASES.values():
+        try:
+            assert_gradients(lambda: Case(make(), shape), shape, SHAPES["shared"])  # noqa: B023
+        except AssertionError:
+            return True
+    return False
+
+
+BY_RULE = {rule: kind for kind, rule in {**rules.FUNCTIONS, **rules.LAYERS}.items()}
+
+
+@pytest.mark.parametrize(
+    "rule", BY_RULE, ids=lambda rule: getattr(BY_RULE[rule], "__name__", BY_RULE[rule])
+)
+def test_a_wrong_sign_in_any_rule_is_seen(
+    rule: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tables: list[dict[Any, Callable[..., Any]]] = [dict(rules.LAYERS), dict(rules.FUNCTIONS)]
+    for table in tables:
+        table.update({kind: wrong(rule) for kind, own in table.items() if own is rule})
+    monkeypatch.setattr("mnist_cli.engine.program.LAYERS", tables[0])
+    monkeypatch.setattr("mnist_cli.engine.program.FUNCTIONS", tables[1])
+    constant = "compare" in repr(rule)  # whether something is less has no gradient
+    assert caught() is not constant
+
+
+def test_it_is_not_seen_where_nothing_is_wrong() -> None:
+    assert not caught()
