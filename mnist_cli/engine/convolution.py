@@ -56,14 +56,13 @@ def convolution(
         tape.call(_forward, *arguments, (*settings, len(data[shared])), _maps(y.data[mine]))
 
     def backward() -> None:
-        assert y.grad is not None
         with ExitStack() as targets:
             dw = targets.enter_context(tape.gradient(weight))
             db = targets.enter_context(tape.gradient(bias)) if bias else None
             dx = targets.enter_context(tape.gradient(x)) if x.needs_grad else None
             for mine, shared in parts:
                 outs = [out if out is None else out[mine] for out in (dx, dw, db)]
-                arguments = (_maps(y.grad[mine]), _maps(data[shared]), weight.data[mine])
+                arguments = (_maps(y.gradient[mine]), _maps(data[shared]), weight.data[mine])
                 tape.call(_backward, *arguments, (*settings, len(data[shared])), *outs)
 
     return y, backward

@@ -16,14 +16,10 @@ import torch
 from torch import Tensor
 
 from mnist_cli.config.schema import (
-    AdamOptimizer,
-    AdamWOptimizer,
     CosineScheduler,
     MultiStepScheduler,
     OptimizerConfig,
-    RmspropOptimizer,
     SchedulerConfig,
-    SgdOptimizer,
     StepScheduler,
 )
 from mnist_cli.engine import kernels
@@ -47,6 +43,7 @@ class ParamGroup:
         learning_rate: the same as the schedule has it, which no type limits.
         by_step: whether the schedule counts steps, or epochs.
         done: how many there were when the rate was set.
+        settings: of the optimizer by name, but for the rate.
     """
 
     config: Any
@@ -62,6 +59,9 @@ class ParamGroup:
     first: bool = True
     done: int = -1
 
+    def __post_init__(self) -> None:
+        self.settings = self.config.model_dump(exclude={"name", "lr"})
+
 
 @dataclass(frozen=True)
 class OptimizerSpec:
@@ -71,76 +71,47 @@ class OptimizerSpec:
     update: Callable[[ParamGroup], None]
 
 
-def _sgd_moments(config: SgdOptimizer) -> list[str]:
-    return ["momentum_buffer"] * (config.momentum != 0)
-
-
 def _sgd(group: ParamGroup) -> None:
-    kernels.sgd(
-        group.values,
-        group.gradients,
-        group.moments.get("momentum_buffer", []),
-        group.rate,
-        first=group.first,
-        momentum=group.config.momentum,
-        dampening=group.config.dampening,
-        weight_decay=group.config.weight_decay,
-        nesterov=group.config.nesterov,
-    )
-
-
-def _adam_moments(config: AdamOptimizer | AdamWOptimizer) -> list[str]:
-    return ["exp_avg", "exp_avg_sq"] + ["max_exp_avg_sq"] * config.amsgrad
+    buffers = group.moments.get("momentum_buffer", [])
+    settings = group.settings | {"lr": group.rate}
+    kernels.sgd(group.values, group.gradients, buffers, first=group.first, **settings)
 
 
 def _adam(group: ParamGroup) -> None:
+    beta1, beta2 = group.settings["betas"]
     kernels.adam(
-        group.values,
-        group.gradients,
-        group.moments,
-        group.step,
-        group.rate,
-        decoupled=group.config.name == "adamw",
-        beta1=group.config.betas[0],
-        beta2=group.config.betas[1],
-        eps=group.config.eps,
-        weight_decay=group.config.weight_decay,
-        amsgrad=group.config.amsgrad,
+        *(group.config.name, group.values, group.gradients, group.moments, group.step),
+        lr=group.rate,
+        beta1=beta1,
+        beta2=beta2,
+        **{key: group.settings[key] for key in ("eps", "weight_decay", "amsgrad")},
     )
-
-
-def _rmsprop_moments(config: RmspropOptimizer) -> list[str]:
-    return [
-        "square_avg",
-        *["grad_avg"] * config.centered,
-        *["momentum_buffer"] * (config.momentum > 0),
-    ]
 
 
 def _rmsprop(group: ParamGroup) -> None:
-    kernels.rmsprop(
-        group.values,
-        group.gradients,
-        group.moments,
-        group.step,
-        group.rate,
-        alpha=group.config.alpha,
-        eps=group.config.eps,
-        weight_decay=group.config.weight_decay,
-        momentum=group.config.momentum,
-        centered=group.config.centered,
-    )
+    settings = group.settings | {"lr": group.rate}
+    kernels.rmsprop(group.values, group.gradients, group.moments, group.step, **settings)
 
 
 def _scratch_sgd(group: ParamGroup) -> None:
     sgd_update(group.values, group.gradients, group.rate)
 
 
+_ADAM = OptimizerSpec(
+    lambda adam: ["exp_avg", "exp_avg_sq"] + ["max_exp_avg_sq"] * adam.amsgrad, _adam
+)
 OPTIMIZERS = {
-    "sgd": OptimizerSpec(_sgd_moments, _sgd),
-    "adam": OptimizerSpec(_adam_moments, _adam),
-    "adamw": OptimizerSpec(_adam_moments, _adam),
-    "rmsprop": OptimizerSpec(_rmsprop_moments, _rmsprop),
+    "sgd": OptimizerSpec(lambda sgd: ["momentum_buffer"] * (sgd.momentum != 0), _sgd),
+    "adam": _ADAM,
+    "adamw": _ADAM,
+    "rmsprop": OptimizerSpec(
+        lambda rmsprop: [
+            "square_avg",
+            *["grad_avg"] * rmsprop.centered,
+            *["momentum_buffer"] * (rmsprop.momentum > 0),
+        ],
+        _rmsprop,
+    ),
     "scratch_sgd": OptimizerSpec(lambda _: [], _scratch_sgd),
 }
 

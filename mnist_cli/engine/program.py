@@ -21,7 +21,10 @@ from mnist_cli.engine.tape import Call, Tape, Value
 
 
 class _Tracer(Tracer):
-    """Looks into every module but torch's own layers and those that have a rule."""
+    """Looks into all modules and functions but torch's own and those that have a rule."""
+
+    def __init__(self) -> None:
+        super().__init__(autowrap_functions=tuple(filter(inspect.isfunction, FUNCTIONS)))
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return type(m) in LAYERS or super().is_leaf_module(m, module_qualified_name)
@@ -151,7 +154,8 @@ class Program:
             mine = {n.removeprefix(prefix): v for n, v in own.items() if n.startswith(prefix)}
             function, rule, first = layer, LAYERS.get(type(layer)), (layer, mine)
         elif node.op == "call_method":
-            function = _Method(str(node.target))
+            name = str(node.target)
+            function = lambda x, *args, **kwargs: getattr(x, name)(*args, **kwargs)  # noqa: E731
         values = _values((args, kwargs))
         if not values:
             return function(*args, **kwargs), no_gradient  # arithmetic of sizes
@@ -167,16 +171,6 @@ class Program:
             self.without_rule.append(node.name)
             result = _by_torch(self.tape, function, mine, *args, **kwargs)
         return result
-
-
-class _Method:
-    """A tensor's method as a function."""
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-
-    def __call__(self, tensor: Any, *args: Any, **kwargs: Any) -> Any:
-        return getattr(tensor, self._name)(*args, **kwargs)
 
 
 def _fits(function: Callable[..., Any], *args: Any, **kwargs: Any) -> bool:
@@ -209,7 +203,6 @@ def _by_torch(
     """
     everything: Any = (own, args, kwargs)
     values = _values(everything)
-    learned = [i for i, value in enumerate(values) if value.needs_grad and tape.training]
     lead = max(len(value.data) for value in values)
 
     def alone(*tensors: Tensor) -> Any:
@@ -218,44 +211,46 @@ def _by_torch(
             everything, lambda x: next(rest) if isinstance(x, Value) else x
         )
         if isinstance(function, nn.Module):
+            function.train(tape.training)
             return functional_call(function, dict(mine), tuple(positional), dict(named))
         return function(*positional, **named)
 
-    together = vmap(alone, randomness="different")
-    pull: list[Callable[[Tensor], tuple[Tensor, ...]]] = []
+    together: Callable[..., Any] = vmap(alone, randomness="different")
 
-    def forward() -> Tensor:
-        tensors = [
-            x.data if len(x.data) == lead else x.data.repeat_interleave(lead // len(x.data), 0)
-            for x in values
-        ]
-        if isinstance(function, nn.Module):
-            function.train(tape.training)
-        if not learned:
-            return together(*tensors)  # type: ignore[no-any-return]
+    def inputs() -> list[Tensor]:
+        repeats = [(x.data, lead // len(x.data)) for x in values]
+        return [data if n == 1 else data.repeat_interleave(n, 0) for data, n in repeats]
 
-        def of_learned(*some: Tensor) -> Tensor:
-            changed = dict(zip(learned, some, strict=True))
-            return together(*(changed.get(i, t) for i, t in enumerate(tensors)))  # type: ignore[no-any-return]
-
-        result, *pull[:] = vjp(of_learned, *(tensors[i] for i in learned))
-        return result  # type: ignore[no-any-return]
-
-    result = forward()
+    result = together(*inputs())
     if not isinstance(result, Tensor):
         raise _NoTensorError
-    y = Value(result.detach().clone().contiguous(), bool(learned))
-    tape.call(lambda: y.data.copy_(forward()))
+    learns = tape.training and result.is_floating_point()
+    learned = [i for i, value in enumerate(values) if value.needs_grad and learns]
+    y = Value(result.clone(memory_format=torch.contiguous_format), bool(learned))
+    pull: list[Callable[[Tensor], tuple[Tensor, ...]]] = []
+
+    def forward() -> None:
+        tensors = inputs()
+
+        def of_learned(*some: Tensor) -> Any:
+            changed = dict(zip(learned, some, strict=True))
+            return together(*(changed.get(i, tensor) for i, tensor in enumerate(tensors)))
+
+        if learned:
+            result, *pull[:] = vjp(of_learned, *(tensors[i] for i in learned))
+        else:
+            result = together(*tensors)
+        y.data.copy_(result)
 
     def backward() -> None:
         with ExitStack() as targets:
             outs = [targets.enter_context(tape.gradient(values[i])) for i in learned]
 
             def write() -> None:
-                assert y.grad is not None
-                for out, gradient in zip(outs, pull[0](y.grad), strict=True):
+                for out, gradient in zip(outs, pull[0](y.gradient), strict=True):
                     out.copy_(gradient)
 
             tape.call(write)
 
+    tape.call(forward)
     return y, backward

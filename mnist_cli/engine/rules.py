@@ -24,7 +24,8 @@ from torch import Tensor, nn
 from mnist_cli.engine import kernels
 from mnist_cli.engine.convolution import convolution
 from mnist_cli.engine.tape import Tape, Value, alike, buffer, multiply
-from mnist_cli.models.modules import Dropout
+from mnist_cli.models import scratch
+from mnist_cli.models.modules import Dropout, keep_mask
 
 Backward = Callable[[], None]
 Result = tuple[Value, Backward] | None
@@ -53,8 +54,7 @@ def linear(tape: Tape, x: Value, weight: Value, bias: Value | None = None) -> Re
     y = Value(z.mT, disposable=True)
 
     def backward() -> None:
-        assert y.grad is not None
-        dz = y.grad.mT
+        dz = y.gradient.mT
         with tape.gradient(weight) as dw:
             multiply(tape, dz, x.data, dw)
         if bias is not None:
@@ -80,195 +80,120 @@ def matmul(tape: Tape, x: Value, weight: Value) -> Result:
     y = Value(z.mT, disposable=True)
 
     def backward() -> None:
-        assert y.grad is not None
         if weight.needs_grad:
             with tape.gradient(weight) as dv:
-                multiply(tape, x.data.mT, y.grad, dv)
+                multiply(tape, x.data.mT, y.gradient, dv)
         if x.needs_grad:
             with tape.gradient(x) as dx:
-                multiply(tape, weight.data, y.grad.mT, dx.mT)
+                multiply(tape, weight.data, y.gradient.mT, dx.mT)
 
     return y, backward
 
 
-# ------------------------------------------------------------------------ functions of one number
+# ---------------------------------------------------------------------------------- elementwise
 
 
-def relu(tape: Tape, x: Value, inplace: bool = False) -> Result:  # noqa: ARG001
-    """Rectifier: y = max(x, 0); dx = dy where y > 0, else 0."""
-    return _of_result(tape, x, partial(torch.clamp_min, min=0), kernels.relu_backward)
+def from_result(
+    function: Callable[..., Any], derivative: Callable[..., Any]
+) -> Callable[..., Result]:
+    """The rule of a function of each number whose derivative is known from its result.
+
+    Args:
+        function: writes y from x to `out`.
+        derivative: writes dx from dy and y to `out`.
+    """
+
+    def rule(tape: Tape, x: Value, inplace: bool = False) -> Result:  # noqa: ARG001
+        y = Value(tape.overwrite(x), x.needs_grad)
+        tape.call(function, x.data, out=y.data)
+
+        def backward() -> None:
+            with tape.gradient(x, over=y) as dx:
+                tape.call(derivative, y.grad, y.data, out=dx)
+
+        return y, backward
+
+    return rule
 
 
-def sigmoid(tape: Tape, x: Value) -> Result:
-    """Logistic function: y = 1 / (1 + exp(-x)); dx = dy * y * (1 - y)."""
-    return _of_result(tape, x, torch.sigmoid, kernels.sigmoid_backward)
-
-
-def tanh(tape: Tape, x: Value) -> Result:
-    """Hyperbolic tangent, y; dx = dy * (1 - y^2)."""
-    return _of_result(tape, x, torch.tanh, kernels.tanh_backward)
-
-
-def exp(tape: Tape, x: Value) -> Result:
-    """Exponential function, y; dx = dy * y."""
-    return _of_result(tape, x, torch.exp, torch.mul)
-
-
-def neg(tape: Tape, x: Value) -> Result:
-    """Negation: y = -x; dx = -dy."""
-    return _of_result(tape, x, torch.neg, lambda dy, _, out: torch.neg(dy, out=out))
-
-
-def _of_result(
-    tape: Tape, x: Value, function: Callable[..., Any], derivative: Callable[..., Any]
-) -> Result:
-    """A function of each number whose derivative is known from its result: dx from dy and y."""
-    y = Value(tape.overwrite(x), x.needs_grad)
-    tape.call(function, x.data, out=y.data)
-
-    def backward() -> None:
-        with tape.gradient(x, over=y) as dx:
-            tape.call(derivative, y.grad, y.data, out=dx)
-
-    return y, backward
+# y = max(x, 0); dx = dy where y > 0, else 0
+relu = from_result(partial(torch.clamp_min, min=0), kernels.relu_backward)
+# y = 1 / (1 + exp(-x)); dx = dy * y * (1 - y)
+sigmoid = from_result(torch.sigmoid, kernels.sigmoid_backward)
+# y = tanh(x); dx = dy * (1 - y^2)
+tanh = from_result(torch.tanh, kernels.tanh_backward)
 
 
 def dropout(tape: Tape, x: Value, p: float, seed: Value) -> Result:
-    """Dropout: y = x * m, dx = dy * m, where m is 0 with probability p and else 1 / (1 - p).
-
-    The mask is that of `models.modules.Dropout`, bit for bit, in half the memory: int32 adds and
-    multiplies modulo 2^32 as the hash wants it. What does not depend on the step is hashed once.
-    """
+    """Dropout: y = x * m, dx = dy * m, where m is 0 with probability p and else 1 / (1 - p)."""
     if not tape.training:
         return x, no_gradient
-    count = x.data[0].numel()
-    key = seed.data.view(-1, *(1,) * (x.data.dim() - 1))
-    position = torch.arange(count, device=key.device).view(x.data.shape[1:])
-    fixed = alike(x.data, torch.int32)
-    fixed.copy_(_int32(position + (key & _MASK32)))
-    at_once = Tape(tape.replicas, tape.training, tape.step)
-    spare, bits = alike(fixed), alike(fixed)
-    _hash32(at_once, fixed, spare)
-    for call in at_once.calls:
-        call()
-    fixed.bitwise_xor_(_int32(key >> 32))
-
-    twice, kept, factor = torch.zeros_like(tape.step), alike(fixed, torch.bool), alike(x.data)
-    tape.call(torch.add, tape.step, tape.step, out=twice)
-    tape.call(torch.bitwise_xor, fixed, twice, out=bits)
-    _hash32(tape, bits, spare)
-    tape.call(bits.add_, tape.step)
-    _hash32(tape, bits, spare)
-    tape.call(
-        bits.bitwise_xor_, _of_type(bits, -(2**31))
-    )  # now signed numbers lie in the order of unsigned ones
-    tape.call(torch.ge, bits, _of_type(bits, min(round(p * 2**32), _MASK32) - 2**31), out=kept)
-    tape.call(factor.copy_, kept)
-    tape.call(factor.mul_, _of_type(factor, 1 / (1 - p)))
     y = Value(tape.overwrite(x), x.needs_grad, disposable=True)
-    tape.call(torch.mul, x.data, factor, out=y.data)
+    mask = alike(x.data)
+    keys = seed.data.view(-1, *(1,) * (x.data.dim() - 1))
+    positions = torch.arange(x.data[0].numel(), device=keys.device).view(x.data.shape[1:])
+    keep = keep_mask(positions, keys, p)
+    tape.call(lambda: mask.copy_(keep(tape.step)))
+    tape.call(mask.mul_, torch.tensor(1 / (1 - p), dtype=torch.float64))
+    tape.call(torch.mul, x.data, mask, out=y.data)
 
     def backward() -> None:
         with tape.gradient(x, over=y) as dx:
-            tape.call(torch.mul, y.grad, factor, out=dx)
+            tape.call(torch.mul, y.grad, mask, out=dx)
 
     return y, backward
-
-
-_MASK32 = 0xFFFFFFFF
-
-
-def _int32(x: Tensor) -> Tensor:
-    """The low 32 bits of int64."""
-    return (x & _MASK32).sub_((x & 0x80000000) << 1).int()
-
-
-def _hash32(tape: Tape, x: Tensor, spare: Tensor) -> None:
-    """`_hash32` of `models.modules`, in place on int32, whose sign a shift drags along."""
-    for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B - 2**32), (16, 1)):
-        tape.call(torch.bitwise_right_shift, x, _of_type(x, shift), out=spare)
-        tape.call(spare.bitwise_and_, _of_type(x, (1 << (32 - shift)) - 1))
-        tape.call(x.bitwise_xor_, spare)
-        if factor != 1:
-            tape.call(x.mul_, _of_type(x, factor))
-
-
-def _of_type(x: Tensor, number: float) -> Tensor:
-    """A number as a tensor, which is read at each step faster than Python's."""
-    return torch.tensor(number, dtype=x.dtype, device=x.device)
-
-
-# ----------------------------------------------------------------------- functions of two numbers
 
 
 def add(tape: Tape, a: Operand, b: Operand) -> Result:
     """Sum: y = a + b; da = dy, db = dy."""
     y = _binary(tape, torch.add, a, b)
-    return y, lambda: _send(tape, y, (a, _copy), (b, _copy))
 
+    def backward() -> None:
+        for x in (a, b):
+            _send(tape, y, x, lambda dy, out: out.copy_(dy))
 
-def sub(tape: Tape, a: Operand, b: Operand) -> Result:
-    """Difference: y = a - b; da = dy, db = -dy."""
-    y = _binary(tape, torch.sub, a, b)
-    return y, lambda: _send(tape, y, (a, _copy), (b, torch.neg))
+    return y, backward
 
 
 def mul(tape: Tape, a: Operand, b: Operand) -> Result:
-    """Product: y = a * b; da = dy * b, db = dy * a."""
+    """Product of numbers: y = a * b; da = dy * b, db = dy * a."""
     y = _binary(tape, torch.mul, a, b)
-    return y, lambda: _send(tape, y, (a, torch.mul, b), (b, torch.mul, a))
+
+    def backward() -> None:
+        _send(tape, y, a, torch.mul, b)
+        _send(tape, y, b, torch.mul, a)
+
+    return y, backward
 
 
-def div(tape: Tape, a: Operand, b: Operand) -> Result:
-    """Quotient: y = a / b; da = dy / b, db = -dy * y / b."""
-    y = _binary(tape, torch.div, a, b)
-
-    def minus(dy: Tensor, y: Tensor, b: Tensor, out: Tensor) -> None:
-        torch.mul(dy, y, out=out)
-        torch.div(out, b, out=out)
-        torch.neg(out, out=out)
-
-    return y, lambda: _send(tape, y, (a, torch.div, b), (b, minus, y, b))
-
-
-def where(tape: Tape, condition: Value, a: Operand, b: Operand) -> Result:
-    """Choice: y = a where the condition holds, else b; da = dy there, and db elsewhere."""
-    zero = torch.tensor(0.0, device=condition.data.device)
-
-    def chosen(dy: Tensor, condition: Tensor, out: Tensor) -> None:
-        torch.where(condition, dy, zero, out=out)
-
-    def other(dy: Tensor, condition: Tensor, out: Tensor) -> None:
-        torch.where(condition, zero, dy, out=out)
-
-    y = _binary(tape, torch.where, a, b, condition)
-    return y, lambda: _send(tape, y, (a, chosen, condition), (b, other, condition))
-
-
-def compare(function: Callable[..., Tensor], tape: Tape, a: Operand, b: Operand) -> Result:
-    """Comparison: y = whether a < b, or the like; it has no gradient."""
-    return _binary(tape, function, a, b, dtype=torch.bool), no_gradient
-
-
-def _binary(
-    tape: Tape,
-    function: Callable[..., Any],
-    a: Operand,
-    b: Operand,
-    condition: Value | None = None,
-    dtype: torch.dtype | None = None,
-) -> Value:
+def _binary(tape: Tape, function: Callable[..., Any], *operands: Operand) -> Value:
     """A function of two numbers for each element, broadcast as it is for a replica alone."""
-    operands = (a, b) if condition is None else (condition, a, b)
     values = [x for x in operands if isinstance(x, Value)]
     tensors = _aligned(*operands)
     groups, each, *shape = torch.broadcast_shapes(*(t.shape for t in tensors))
     whole = (groups * each, *shape)
-    real = next(x.data for x in values if x is not condition)
-    layout = next((x.data for x in values if x.data.shape == whole), real.new_zeros(whole))
-    data = alike(layout, dtype or real.dtype)
+    full = (x.data for x in values if x.data.shape == whole)
+    data = alike(next(full, values[0].data.new_zeros(whole)))
     tape.call(function, *tensors, out=data.view(groups, each, *shape))
-    return Value(data, dtype is None and any(x.needs_grad for x in values))
+    return Value(data, any(x.needs_grad for x in values))
+
+
+def _send(
+    tape: Tape, y: Value, x: Operand, derivative: Callable[..., Any], *operands: Operand
+) -> None:
+    """Writes the gradient of `x`, which is derivative(dy, *operands).
+
+    Where `x` was broadcast, it is the sum over what was made of each number.
+    """
+    if not isinstance(x, Value) or not x.needs_grad:
+        return
+    own, dy, *others = _aligned(x, Value(y.gradient), *operands)
+    summed = [axis for axis in range(dy.dim()) if own.shape[axis] != dy.shape[axis]]
+    with tape.gradient(x) as dx:
+        whole = alike(dy) if summed else dx.view(own.shape)
+        tape.call(derivative, dy, *others, out=whole)
+        if summed:
+            tape.call(torch.sum, whole, summed, keepdim=True, out=dx.view(own.shape))
 
 
 def _aligned(*operands: Operand) -> list[Tensor]:
@@ -288,41 +213,12 @@ def _aligned(*operands: Operand) -> list[Tensor]:
     ]
 
 
-def _copy(dy: Tensor, out: Tensor) -> None:
-    out.copy_(dy)
-
-
-def _send(tape: Tape, y: Value, *formulas: tuple[Any, ...]) -> None:
-    """Writes the gradients of what `y` was computed from.
-
-    Where a value was broadcast, its gradient is the sum over what was made of each number.
-
-    Args:
-        tape: where the calls are written.
-        y: the result.
-        formulas: (x, function, operands): the gradient of x is function(dy, *operands).
-    """
-    assert y.grad is not None
-    for x, function, *operands in formulas:
-        if not isinstance(x, Value) or not x.needs_grad:
-            continue
-        own, dy, *others = _aligned(x, Value(y.grad), *operands)
-        summed = [axis for axis in range(dy.dim()) if own.shape[axis] != dy.shape[axis]]
-        with tape.gradient(x) as dx:
-            target = dx.view(own.shape)
-            whole = alike(dy) if summed else target
-            tape.call(function, dy, *others, out=whole)
-            if summed:
-                tape.call(torch.sum, whole, summed, keepdim=True, out=target)
-
-
-# --------------------------------------------------------------------------------- shapes and means
+# --------------------------------------------------------------------------- shapes, means, pools
 
 
 def flatten(tape: Tape, x: Value, start_dim: int = 0, end_dim: int = -1) -> Result:
     """The same numbers with neighbouring axes as one."""
-    shape = x.data[0].flatten(start_dim, end_dim).shape
-    return reshape(tape, x, shape)
+    return reshape(tape, x, x.data[0].flatten(start_dim, end_dim).shape)
 
 
 def reshape(tape: Tape, x: Value, *shape: Any) -> Result:
@@ -332,23 +228,20 @@ def reshape(tape: Tape, x: Value, *shape: Any) -> Result:
         return None  # images would no longer be apart
     try:
         data = x.data.view(len(x.data), *sizes)
-    except RuntimeError:  # they do not lie so that this is a view
-        data = buffer(x.data, len(x.data), *sizes)
-        tape.call(data.view(x.data.shape).copy_, x.data)
-        y = Value(data, x.needs_grad, disposable=True)
-    else:
         y = Value(data, x.needs_grad, disposable=x.disposable and x.users == 1)
+    except RuntimeError:  # they do not lie so that this is a view
+        y = Value(buffer(x.data, len(x.data), *sizes), x.needs_grad, disposable=True)
+        tape.call(y.data.view(x.data.shape).copy_, x.data)
+    same = y.data.data_ptr() == x.data.data_ptr()
 
     def backward() -> None:
-        assert y.grad is not None
-        if x.grad is None and data.data_ptr() == x.data.data_ptr():
-            x.grad, x.reached = y.grad.as_strided(x.data.shape, x.data.stride()), True
+        layout = x.data if same else y.data.view(x.data.shape)
+        dy = y.gradient.as_strided(layout.shape, layout.stride())
+        if same and x.grad is None:
+            x.grad, x.reached = dy, True
             return
         with tape.gradient(x) as dx:
-            if data.data_ptr() == x.data.data_ptr():
-                tape.call(dx.copy_, y.grad.as_strided(x.data.shape, x.data.stride()))
-            else:
-                tape.call(dx.copy_, y.grad.view(x.data.shape))
+            tape.call(dx.copy_, dy)
 
     return y, backward
 
@@ -357,111 +250,88 @@ def mean(tape: Tape, x: Value, dim: Any, keepdim: bool = False) -> Result:
     """Mean of n numbers; dx = dy / n for each of them."""
     axes = sorted(d % (x.data.dim() - 1) + 1 for d in ((dim,) if isinstance(dim, int) else dim))
     kept = [1 if axis in axes else size for axis, size in enumerate(x.data.shape)]
-    whole = buffer(x.data, *kept)
-    tape.call(torch.mean, x.data, axes, keepdim=True, out=whole)
-    sizes = [size for axis, size in enumerate(kept) if keepdim or axis not in axes]
-    y = Value(whole.view(sizes), x.needs_grad, disposable=True)
-    share = torch.tensor(whole.numel() / x.data.numel(), dtype=torch.float64)
+    y = Value(buffer(x.data, *kept), x.needs_grad)
+    tape.call(torch.mean, x.data, axes, keepdim=True, out=y.data)
+    share = torch.tensor(y.data.numel() / x.data.numel(), dtype=torch.float64)
+    if not keepdim:
+        y.data = y.data.view([s for axis, s in enumerate(kept) if axis not in axes])
 
     def backward() -> None:
-        assert y.grad is not None
         with tape.gradient(x) as dx:
-            tape.call(torch.mul, y.grad.view(kept).expand(x.data.shape), share, out=dx)
+            tape.call(torch.mul, y.gradient.view(kept).expand(x.data.shape), share, out=dx)
 
     return y, backward
 
 
-def average_pool(tape: Tape, x: Value, kernel: tuple[int, int], stride: tuple[int, int]) -> Result:
-    """Mean over each window of n numbers; each gets dy / n of every window it is in."""
-    windows, y = _windows(x, kernel, stride)
-    share = torch.tensor(1 / len(windows), dtype=torch.float64)
-    tape.call(y.data.copy_, windows[0])
-    for window in windows[1:]:
-        tape.call(y.data.add_, window)
-    tape.call(y.data.mul_, share)
+def average_pool(tape: Tape, x: Value, kernel: Any, stride: Any) -> Result:
+    """Mean of the n numbers of each window; each of them gets dy / n."""
+    if (windows := _windows(x.data, kernel, stride)) is None:
+        return None
+    y = Value(x.data.new_zeros(windows.shape[:-2]), x.needs_grad)
+    tape.call(torch.mean, windows, (-2, -1), out=y.data)
+    share = torch.tensor(y.data.numel() / windows.numel(), dtype=torch.float64)
 
     def backward() -> None:
-        assert y.grad is not None
-        tape.call(y.grad.mul_, share)
+        with tape.gradient(x) as dx:
+            each = y.gradient[..., None, None].expand(windows.shape)
+            tape.call(dx.zero_)
+            tape.call(torch.mul, each, share, out=_windows(dx, kernel, stride))
+
+    return y, backward
+
+
+def max_pool(tape: Tape, x: Value, kernel: Any, stride: Any) -> Result:
+    """Largest number of each window, of several the first: that one gets dy."""
+    if (windows := _windows(x.data, kernel, stride)) is None:
+        return None
+    y = Value(x.data.new_zeros(windows.shape[:-2]), x.needs_grad)
+    copied = x.data.new_zeros(windows.shape)
+    places = torch.zeros(y.data.shape, dtype=torch.int64, device=y.data.device)
+    tape.call(copied.copy_, windows)
+    tape.call(torch.max, copied.flatten(-2), -1, out=(y.data, places))
+
+    def backward() -> None:
+        spread = copied.flatten(-2)
+        tape.call(spread.zero_)
+        tape.call(spread.scatter_, -1, places[..., None], y.gradient[..., None])
         with tape.gradient(x) as dx:
             tape.call(dx.zero_)
-            for part in _windows(Value(dx), kernel, stride)[0]:
-                tape.call(part.add_, y.grad)
+            target = _windows(dx, kernel, stride)
+            assert target is not None
+            tape.call(target.copy_, copied)
 
     return y, backward
 
 
-def max_pool(tape: Tape, x: Value, kernel: tuple[int, int], stride: tuple[int, int]) -> Result:
-    """Largest number of each window; of several the first gets dy."""
-    windows, y = _windows(x, kernel, stride)
-    tape.call(y.data.copy_, windows[0])
-    for window in windows[1:]:
-        tape.call(torch.maximum, y.data, window, out=y.data)
-
-    def backward() -> None:
-        found, free = alike(y.data, torch.bool), alike(y.data, torch.bool)
-        part = alike(y.data)
-        tape.call(free.fill_, True)
-        with tape.gradient(x) as dx:
-            tape.call(dx.zero_)
-            pairs = zip(windows, _windows(Value(dx), kernel, stride)[0], strict=True)
-            for window, target in pairs:
-                tape.call(torch.eq, window, y.data, out=found)
-                tape.call(found.logical_and_, free)
-                tape.call(free.logical_xor_, found)
-                tape.call(torch.mul, y.grad, found, out=part)
-                tape.call(target.add_, part)
-
-    return y, backward
-
-
-def _windows(
-    x: Value, kernel: tuple[int, int], stride: tuple[int, int]
-) -> tuple[list[Tensor], Value]:
-    """For each place within a window, what stands there in all windows; and room for a result."""
-    steps = [
-        range(0, size - extent + 1, step)
-        for size, extent, step in zip(x.data.shape[-2:], kernel, stride, strict=True)
-    ]
-    rows, columns = (len(step) for step in steps)
-    views = [
-        x.data[..., i : i + steps[0][-1] + 1 : stride[0], j : j + steps[1][-1] + 1 : stride[1]]
-        for i in range(kernel[0])
-        for j in range(kernel[1])
-    ]
-    shape = (*x.data.shape[:-2], rows, columns)
-    return views, Value(x.data.new_zeros(shape), x.needs_grad)
-
-
-# ---------------------------------------------------------------------------------------- layers
-
-
-def _both(size: Any) -> tuple[int, int]:
-    return (size, size) if isinstance(size, int) else (size[0], size[1])
-
-
-def _average_layer(tape: Tape, layer: nn.AvgPool2d, _: Parameters, x: Value) -> Result:
-    if _both(layer.padding) != (0, 0) or layer.ceil_mode or layer.divisor_override:
+def _windows(x: Tensor, kernel: Any, stride: Any) -> Tensor | None:
+    """The windows of images, shape (..., rows, columns, *kernel): a view, if none overlap."""
+    (height, width), (down, right) = ((n, n) if isinstance(n, int) else n for n in (kernel, stride))
+    if down < height or right < width:
         return None
-    return average_pool(tape, x, _both(layer.kernel_size), _both(layer.stride))
+    return x.unfold(-2, height, down).unfold(-2, width, right)
 
 
-def _max_layer(tape: Tape, layer: nn.MaxPool2d, _: Parameters, x: Value) -> Result:
-    plain = (_both(layer.padding), _both(layer.dilation)) == ((0, 0), (1, 1))
-    if not plain or layer.ceil_mode or layer.return_indices:
+def _pool(rule: Callable[..., Result]) -> Callable[..., Result]:
+    """The rule of a pooling layer, if there is nothing unusual about it."""
+
+    def of_layer(tape: Tape, layer: nn.Module, _: Parameters, x: Value) -> Result:
+        unusual = {"padding": 0, "dilation": 1, "ceil_mode": False, "return_indices": False}
+        if any(getattr(layer, key, usual) != usual for key, usual in unusual.items()):
+            return None
+        if getattr(layer, "divisor_override", None) is not None:
+            return None
+        return rule(tape, x, layer.kernel_size, layer.stride)
+
+    return of_layer
+
+
+def _adaptive_pool(tape: Tape, layer: nn.AdaptiveAvgPool2d, _: Parameters, x: Value) -> Result:
+    size: Any = layer.output_size
+    rows, columns = (size, size) if isinstance(size, int) else size
+    height, width = x.data.shape[-2:]
+    if None in (rows, columns) or height % rows or width % columns:
         return None
-    return max_pool(tape, x, _both(layer.kernel_size), _both(layer.stride))
-
-
-def _adaptive_layer(tape: Tape, layer: nn.AdaptiveAvgPool2d, _: Parameters, x: Value) -> Result:
-    sizes = zip(x.data.shape[-2:], _both(layer.output_size), strict=True)
-    splits = [divmod(size, parts or size) for size, parts in sizes]
-    if any(rest for _, rest in splits):
-        return None
-    if _both(layer.output_size) == (1, 1):
-        return mean(tape, x, (-2, -1), keepdim=True)
-    kernel = _both([size for size, _ in splits])
-    return average_pool(tape, x, kernel, kernel)
+    return average_pool(tape, x, *[(height // rows, width // columns)] * 2)
 
 
 # By the class of a layer: (tape, layer, its parameters and buffers, x).
@@ -473,30 +343,21 @@ LAYERS: dict[type[nn.Module], Callable[..., Result]] = {
     nn.Tanh: lambda tape, _layer, _own, x: tanh(tape, x),
     nn.Identity: lambda _tape, _layer, _own, x: (x, no_gradient),
     nn.Flatten: lambda tape, layer, _own, x: flatten(tape, x, layer.start_dim, layer.end_dim),
-    nn.AvgPool2d: _average_layer,
-    nn.MaxPool2d: _max_layer,
-    nn.AdaptiveAvgPool2d: _adaptive_layer,
+    nn.AvgPool2d: _pool(average_pool),
+    nn.MaxPool2d: _pool(max_pool),
+    nn.AdaptiveAvgPool2d: _adaptive_pool,
     Dropout: lambda tape, layer, own, x: dropout(tape, x, layer.p, own["seed"]),
 }
 
 # By function, or by the name of a tensor's method: (tape, *arguments as they stand in the code).
 FUNCTIONS: dict[Any, Callable[..., Result]] = {
-    **dict.fromkeys((F.relu, torch.relu, "relu"), relu),
-    **dict.fromkeys((torch.sigmoid, "sigmoid"), sigmoid),
-    **dict.fromkeys((torch.tanh, "tanh"), tanh),
-    **dict.fromkeys((torch.exp, "exp"), exp),
-    **dict.fromkeys((operator.neg, torch.neg, "neg"), neg),
+    **dict.fromkeys((F.relu, torch.relu, scratch.relu, "relu"), relu),
+    **dict.fromkeys((torch.sigmoid, scratch.sigmoid, "sigmoid"), sigmoid),
+    **dict.fromkeys((torch.tanh, scratch.tanh, "tanh"), tanh),
     **dict.fromkeys((operator.matmul, torch.matmul), matmul),
     **dict.fromkeys((operator.add, torch.add), add),
-    **dict.fromkeys((operator.sub, torch.sub), sub),
     **dict.fromkeys((operator.mul, torch.mul), mul),
-    **dict.fromkeys((operator.truediv, torch.div), div),
     **dict.fromkeys((torch.flatten, "flatten"), flatten),
     **dict.fromkeys((torch.reshape, "reshape", "view"), reshape),
     **dict.fromkeys((torch.mean, "mean"), mean),
-    torch.where: where,
-    operator.lt: partial(compare, torch.lt),
-    operator.le: partial(compare, torch.le),
-    operator.gt: partial(compare, torch.gt),
-    operator.ge: partial(compare, torch.ge),
 }

@@ -34,6 +34,12 @@ class Value:
     users: int = 0
     disposable: bool = False
 
+    @property
+    def gradient(self) -> Tensor:
+        """The gradient, which is there when the backward pass comes to this node."""
+        assert self.grad is not None
+        return self.grad
+
 
 @dataclass
 class Tape:

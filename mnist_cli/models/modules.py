@@ -212,11 +212,8 @@ class Dropout(nn.Module):
         """Drops each element with probability `p` and scales the rest by 1 / (1 - p)."""
         if not self.training:
             return x
-        position = torch.arange(x.numel(), device=x.device).view(x.shape)
-        bits = _hash32(position + (self.seed & _MASK32))
-        bits = _hash32(bits ^ (self.seed >> 32) ^ (self.step << 1))
-        keep = _hash32(bits + self.step) >= round(self.p * 2**32)
-        return x * keep / (1 - self.p)
+        positions = torch.arange(x.numel(), device=x.device).view(x.shape)
+        return x * keep_mask(positions, self.seed, self.p)(self.step) / (1 - self.p)
 
     def extra_repr(self) -> str:
         """As `nn.Dropout` shows itself."""
@@ -228,15 +225,38 @@ def dropouts(model: nn.Module) -> list[Dropout]:
     return [layer for layer in model.modules() if isinstance(layer, Dropout)]
 
 
-_MASK32 = 0xFFFFFFFF
+def keep_mask(positions: Tensor, seed: Tensor, p: float) -> Callable[[Tensor], Tensor]:
+    """What dropout keeps: a function of the step's number, int32 or int64, no axes.
+
+    Args:
+        positions: of the numbers in their batch, int64.
+        seed: of the layer, int64; broadcast against the positions.
+        p: the share that is dropped.
+    """
+    # What does not depend on the step is hashed once. int32 adds and multiplies modulo 2^32 as the
+    # hash wants it, in half the memory of int64.
+    fixed = _hash32(_low32(positions + (seed & 0xFFFFFFFF))) ^ _low32(seed >> 32)
+    least = torch.tensor(min(round(p * 2**32), 2**32 - 1) - 2**31, dtype=torch.int32)
+
+    def keep(step: Tensor) -> Tensor:
+        step = _low32(step.long())
+        bits = _hash32(fixed ^ (step + step))
+        # The sign flipped: signed numbers then lie in the order of unsigned ones.
+        return (_hash32(bits + step) ^ -(2**31)) >= least
+
+    return keep
+
+
+def _low32(x: Tensor) -> Tensor:
+    """The low 32 bits of int64."""
+    return (x & 0xFFFFFFFF).sub((x & 0x80000000) << 1).int()
 
 
 def _hash32(x: Tensor) -> Tensor:
-    """A 32-bit hash of each element, in the low half of int64: torch has no uint32 arithmetic.
+    """A 32-bit hash of each element of int32, whose sign a shift to the right drags along.
 
     The constants are those of Chris Wellons' `lowbias32`, found by search for a low avalanche bias.
     """
-    x = x & _MASK32
-    x = ((x ^ (x >> 16)) * 0x7FEB352D) & _MASK32
-    x = ((x ^ (x >> 15)) * 0x846CA68B) & _MASK32
-    return x ^ (x >> 16)
+    x = (x ^ ((x >> 16) & 0xFFFF)) * 0x7FEB352D
+    x = (x ^ ((x >> 15) & 0x1FFFF)) * (0x846CA68B - 2**32)
+    return x ^ ((x >> 16) & 0xFFFF)
