@@ -31,23 +31,6 @@ class Split:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def batch(self, index: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """The images and labels at some indices, scaled.
-
-        Args:
-            index: int64, shape (G, batch): one row for each replica, or one row for all.
-            dtype: floating-point type of the images.
-
-        Returns:
-            Images (G, batch, channels, height, width) and labels (G, batch).
-        """
-        flat = index.flatten()
-        images = self.images.index_select(0, flat).view(*index.shape, *self.images.shape[1:])
-        labels = self.labels.index_select(0, flat).view(index.shape)
-        if images.is_floating_point():
-            return images.to(dtype), labels
-        return images.to(dtype).div_(self.scale), labels
-
     def astype(self, dtype: torch.dtype) -> "Split":
         """The same split with its images scaled and converted once, and not at every step."""
         images = self.images.to(dtype).div_(self.scale)

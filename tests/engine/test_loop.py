@@ -59,11 +59,20 @@ def test_schedules_count_what_they_are_told_to(
     assert [r["lr"] for r in found] == pytest.approx(rates, abs=1e-12)
 
 
-def test_the_train_loss_of_an_epoch_is_the_mean_over_images_before_each_update() -> None:
-    run = training(train={"steps": 1}, optimizer={"name": "sgd", "lr": 0.1}, model="logistic")
+@pytest.mark.parametrize("normalize", [True, False])
+def test_the_train_loss_of_an_epoch_is_the_mean_over_images_before_each_update(
+    normalize: bool,
+) -> None:
+    data = {"name": "synthetic", "size": 140, "split": "official", "batch_size": 32}
+    run = training(
+        data=data | {"normalize": normalize},
+        train={"steps": 1},
+        optimizer={"name": "sgd", "lr": 0.1},
+        model="logistic",
+    )
     index = epoch_order(0, 0, 120, shuffle=True)[:32]
     weight, bias = run.stack.state_dict(0).values()
-    pixels = run.data.train.images[index].flatten(1).double() / 255
+    pixels = run.data.train.images[index].flatten(1).double() / (255 if normalize else 1)
     labels = run.data.train.labels[index]
     logits = pixels @ weight.T + bias
     ((record,),) = train(run)
@@ -110,10 +119,3 @@ def test_splits(split: str, sizes: tuple[int, int, int]) -> None:
         assert len(rows.unique(dim=0)) == 700
     if split == "official":
         assert torch.equal(data.val.images, data.test.images)
-
-
-def test_raw_pixels_stay_as_they_are() -> None:
-    section = {"name": "synthetic", "size": 70, "normalize": False}
-    data = load(Config.model_validate({"data": section}).data, torch.device("cpu"), print)
-    images, _ = data.train.batch(torch.arange(5)[None], torch.float32)
-    assert torch.equal(images[0], data.train.images[:5].float())
