@@ -26,9 +26,9 @@ from mnist_cli.data.dataset import Dataset
 from mnist_cli.models.modules import Cost, build, cost
 
 # Multiply-adds of a stack's forward pass from which a second thread pays for itself. Beside other
-# work threads wait for each other: on two cores with a load of 4 a step of the convolutional network
-# (11 million) took 3.8 ms with one thread and 33 to 95 with two, one of E5's depth 5 (600 million)
-# 34 ms with one and 68 to 132 with two, which alone is almost twice as fast.
+# work threads wait for each other: on two cores with a load of 4 a step of the convolutional
+# network (11 million) took 3.8 ms with one thread and 33 to 95 with two, one of E5's depth 5 (600
+# million) 34 ms with one and 68 to 132 with two, which on a quiet machine is almost twice as fast.
 THREADS_PAY = 100_000_000
 
 # Numbers a stack may keep for its backward pass: 16 MiB. Eight of the convolutional network's
