@@ -143,16 +143,15 @@ class Pass:
         weight: float | None = None,
     ) -> None:
         self.index = torch.zeros(shape, dtype=torch.int64, device=stack.device)
-        groups, size = shape
-        parts = stack.parts(size)
-        images = split.images.new_zeros(
-            groups * parts, size // parts, *split.images.shape[1:], dtype=stack.dtype
-        )
-        program = stack.program(images, training=weight is not None)
+        images = split.images.new_zeros(*shape, *split.images.shape[1:], dtype=stack.dtype)
+        parts = images.unflatten(1, (stack.parts(shape[1]), -1)).flatten(0, 1)
+        program = stack.program(parts, training=weight is not None)
+        if program.without_rule:  # what we know nothing of may mind what else is in its batch
+            parts, program = images, stack.program(images, training=weight is not None)
         self.logits = program.logits.data
         # A captured step leaves nothing to be done by others.
         kept = 1 if weight is None or stack.device.type == "cuda" else KEPT
-        self._loss = SoftmaxLoss(program, len(images), loss, kept, weight or 1.0)
+        self._loss = SoftmaxLoss(program, len(parts), loss, kept, weight or 1.0)
         before = [*_gather(split, self.index.flatten(), images.flatten(0, 1)), *program.forward]
         after = program.backward() if weight is not None else []
         self._calls: list[list[Call]] = []

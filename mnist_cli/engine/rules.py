@@ -249,6 +249,8 @@ def reshape(tape: Tape, x: Value, *shape: Any) -> Result:
 def mean(tape: Tape, x: Value, dim: Any, keepdim: bool = False) -> Result:
     """Mean of n numbers; dx = dy / n for each of them."""
     axes = sorted(d % (x.data.dim() - 1) + 1 for d in ((dim,) if isinstance(dim, int) else dim))
+    if axes[0] == 1:
+        return None  # over the images of a batch
     kept = [1 if axis in axes else size for axis, size in enumerate(x.data.shape)]
     y = Value(buffer(x.data, *kept), x.needs_grad)
     tape.call(torch.mean, x.data, axes, keepdim=True, out=y.data)

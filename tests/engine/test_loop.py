@@ -8,7 +8,10 @@ import torch.nn.functional as F
 
 from mnist_cli.config import Config
 from mnist_cli.data.dataset import Dataset, epoch_order, load
-from mnist_cli.engine.loop import Record, Training, evaluate, prepare, train
+from mnist_cli.engine.loop import Pass, Record, Training, evaluate, prepare, train
+from mnist_cli.engine.loss import MetricAccumulator
+from mnist_cli.engine.stack import Stack
+from mnist_cli.models.losses import cross_entropy
 
 
 def training(**sections: Any) -> Training:
@@ -119,3 +122,34 @@ def test_splits(split: str, sizes: tuple[int, int, int]) -> None:
         assert len(rows.unique(dim=0)) == 700
     if split == "official":
         assert torch.equal(data.val.images, data.test.images)
+
+
+class Normalized(torch.nn.Module):
+    """What becomes of an image depends on the others in its batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolution = torch.nn.Conv2d(1, 10, 3, stride=4)
+        self.norm = torch.nn.BatchNorm2d(10, track_running_stats=False)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = self.norm(self.convolution(images)).relu().mean((2, 3))
+        return y
+
+
+def test_a_batch_is_taken_in_parts_only_where_its_images_are_apart() -> None:
+    """A convolutional network alone is computed in halves, which batch normalisation would see."""
+    data = training().data
+    torch.manual_seed(0)
+    model = Normalized().double()
+    stack = Stack([model], torch.device("cpu"), "fp64")
+    assert stack.parts(32) > 1
+    totals = MetricAccumulator(1, torch.device("cpu"))
+    one = Pass(stack, data.train, cross_entropy, (1, 32), totals, weight=1 / 32)
+    one.index.copy_(torch.arange(32)[None])
+    one()
+    logits = model(data.train.images[:32].double() / 255)
+    torch.testing.assert_close(one.logits[0], logits)
+    F.cross_entropy(logits, data.train.labels[:32]).backward()
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(stack.gradients.views[name][0], parameter.grad)
