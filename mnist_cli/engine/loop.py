@@ -146,7 +146,8 @@ class Pass:
         images = split.images.new_zeros(*shape, *split.images.shape[1:], dtype=stack.dtype)
         parts = images.unflatten(1, (stack.parts(shape[1]), -1)).flatten(0, 1)
         program = stack.program(parts, training=weight is not None)
-        if program.without_rule:  # what we know nothing of may mind what else is in its batch
+        if program.without_rule and len(parts) > len(images):
+            # What we know nothing of may mind what else is in its batch.
             parts, program = images, stack.program(images, training=weight is not None)
         self.logits = program.logits.data
         # A captured step leaves nothing to be done by others.
