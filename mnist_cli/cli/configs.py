@@ -8,6 +8,7 @@ import typer
 from mnist_cli import config as configs
 from mnist_cli.cli.options import ConfigOption, Json, Overrides
 from mnist_cli.cli.screen import console, print_error, print_json
+from mnist_cli.config.presets import SCHEMA_LINE, find_preset, presets
 from mnist_cli.data import durable
 from mnist_cli.errors import MnistError, UsageError
 
@@ -19,7 +20,7 @@ def config_list(as_json: Json = False) -> None:
     """The configs that come with mnist."""
     from mnist_cli.report import tables
 
-    presets = configs.presets()
+    presets = presets()
     if as_json:
         fields = ("name", "path", "description")
         print_json([{field: str(getattr(p, field)) for field in fields} for p in presets])
@@ -73,11 +74,11 @@ def config_copy(
     ] = None,
 ) -> None:
     """Copy a shipped config, to be changed."""
-    preset = configs.find_preset(name)
+    preset = find_preset(name)
     path = target or Path()
     path = path / preset.path.name if path.is_dir() else path
     # Its first line refers to a schema that is beside it, and will not be beside the copy.
-    text = preset.path.read_text("utf-8").removeprefix(configs.SCHEMA_LINE)
+    text = preset.path.read_text("utf-8").removeprefix(SCHEMA_LINE)
     try:
         durable.create(path, text.encode())  # never over a file that is there
     except OSError as error:

@@ -3,7 +3,6 @@
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from mnist_cli.config.check import CONFLICT
 from mnist_cli.config.document import Document, Path, Problem, parse, quoted
 from mnist_cli.config.values import parse_values
 
@@ -37,60 +36,53 @@ def read_arguments(overrides: Iterable[str], flags: Iterable[Flag], axes: Iterab
         axes: options that give the values of one axis each.
     """
     given = Given({}, {}, [])
-    for option in (*flags, *(Flag("", None, override) for override in overrides)):
-        _read(option, given)
-    for option in axes:
-        _read(option, given, lead="sweep.")
-    for key, argument in given.arguments.items():
-        section, _, name = key.partition(".")
-        outer = given.values.get(section)
-        outer = {"name": outer} if isinstance(outer, str) else outer
-        if name and isinstance(outer, dict) and name in outer:
-            _agree(given, key, given.values[key], argument, section, outer[name])
-        for other in given.arguments if section == "sweep" and name else ():
-            if other == name or other.startswith(f"{name}."):
-                message = f"is swept, but {given.arguments[other]} sets it, or a part of it"
-                given.problems.append(Problem(_path(key), message, CONFLICT, argument))
+    said: dict[str, tuple[object, str]] = {}
+    options = [(flag, "") for flag in (*flags, *(Flag("", None, text) for text in overrides))]
+    for option, lead in (*options, *((axis, "sweep.") for axis in axes)):
+        argument = f"{option.flag} {option.text}".strip()
+        argument = argument if len(argument) <= 100 else f"{argument[:100]}..."
+        key, document = _read(option, lead, argument)
+        problems = [p._replace(path=(*_path(key), *p.path)) for p in document.problems]
+        if not problems:
+            given.values[key], given.arguments[key] = document.values, argument
+            for part, value in _parts(key, document.values).items():
+                known, other = said.setdefault(part, (value, argument))
+                if value != known:
+                    message = f"is {quoted(value)} here, but {other} says otherwise"
+                    problems.append(Problem(_path(part), message))
+        given.problems.extend(problem._replace(position=argument) for problem in problems)
+    for key, by in given.arguments.items():
+        for axis, argument in given.arguments.items():
+            if axis != key and f"sweep.{key.removeprefix('sweep.')}.".startswith(f"{axis}."):
+                message = f"is swept, but {by} sets it, or a part of it"
+                given.problems.append(Problem(_path(axis), message, position=argument))
     return given
 
 
-def _read(option: Flag, given: Given, lead: str = "") -> None:
-    """Notes what an option says about a setting, or with `lead` about an axis."""
-    argument = f"{option.flag} {option.text}".strip()
-    argument = argument if len(argument) <= 100 else f"{argument[:100]}..."
+def _read(option: Flag, lead: str, argument: str) -> tuple[str, Document]:
+    """The key that an option is about, and what it says."""
     key, equals, text = option.text.partition("=")
     if option.key is not None:
         key, text = option.key, option.text
     elif not equals or not all(key.removeprefix("sweep.").split(".")):
-        message = "must be KEY=VALUE, like optimizer.lr=1e-2"
-        given.problems.append(Problem((), message, position=argument))
-        return
-    key = lead + key
+        problem = Problem((), "must be KEY=VALUE, like optimizer.lr=1e-2")
+        return "", Document(None, {}, [problem])
     if lead:  # `--seeds 3` is three of them
-        document = parse_values(text, argument, count=option.flag == "--seeds")
-    elif key == "name" and text:  # always text, and all of it: a run may well be called 7
-        document = Document(text, {}, [])
-    elif text.strip():
-        document = parse(text, argument)
-    else:
-        document = Document(None, {}, [Problem((), "has no value (null stands for none)")])
-    given.problems.extend(
-        problem._replace(path=(*_path(key), *problem.path), position=argument)
-        for problem in document.problems
-    )
-    if key in given.values:
-        _agree(given, key, document.values, argument, key, given.values[key])
-    elif document.values or not document.problems:
-        given.values[key], given.arguments[key] = document.values, argument
+        return lead + key, parse_values(text, argument, count=option.flag == "--seeds")
+    if key == "name" and text:  # always text, and all of it: a run may well be called 7
+        return key, Document(text, {}, [])
+    if not text.strip():
+        return key, Document(None, {}, [Problem((), "has no value (null stands for none)")])
+    return key, parse(text, argument)
 
 
-def _agree(
-    given: Given, key: str, value: object, argument: str, other: str, other_value: object
-) -> None:
-    if value != other_value:
-        message = f"is {quoted(value)} here, but {given.arguments[other]} says otherwise"
-        given.problems.append(Problem(_path(key), message, CONFLICT, argument))
+def _parts(key: str, value: object) -> dict[str, object]:
+    """A setting; or a whole section, and each of the settings in it."""
+    inside = {"name": value} if isinstance(value, str) else value
+    if "." in key or not isinstance(inside, dict):
+        return {key: value}
+    return {f"{key}.{name}": part for name, part in inside.items()} | {key: value}
 
 
 def _path(key: str) -> Path:
-    return tuple(key.split(".", 1))
+    return tuple(key.split(".", 1)) if key else ()

@@ -6,6 +6,7 @@ one part of a config depend on another (aliases, merge keys) or on code (tags) i
 """
 
 import json
+import math
 import re
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -32,7 +33,7 @@ class Problem(NamedTuple):
     path: Path
     message: str
     kind: str = "syntax"
-    """`syntax`, `conflict`, or pydantic's name for the rule that was broken."""
+    """`syntax`, or pydantic's name for the rule that was broken."""
     position: Position | None = None
 
     @property
@@ -42,18 +43,12 @@ class Problem(NamedTuple):
         return "".join(parts).removeprefix(".")
 
     def __str__(self) -> str:
-        where, snippet = self.position, list[str]()
+        where, snippet = self.position, ""
         if isinstance(where, yaml.Mark):
-            snippet = (where.get_snippet(max_length=MAX_SHOWN) or "").split("\n")
+            snippet = f"\n{where.get_snippet(max_length=MAX_SHOWN)}"
             where = f"{where.name}:{where.line + 1}:{where.column + 1}"
         text = ": ".join(filter(None, (where, self.key, self.message)))
-        return "\n".join(map(printable, (text, *snippet)))
-
-    @property
-    def order(self) -> tuple[bool, int]:
-        """Files come first, from top to bottom."""
-        mark = self.position
-        return isinstance(mark, str), mark.index if isinstance(mark, yaml.Mark) else 0
+        return "\n".join(map(printable, f"{text}{snippet}".split("\n")))
 
 
 class Document(NamedTuple):
@@ -73,10 +68,15 @@ class ConfigError(UsageError):
     """
 
     def __init__(self, problems: Iterable[Problem]) -> None:
-        self.problems = sorted(dict.fromkeys(problems), key=lambda problem: problem.order)
+        self.problems = sorted(dict.fromkeys(problems), key=_place)
         shown = [str(problem) for problem in self.problems[:MAX_SHOWN]]
         more = len(self.problems) - len(shown)
         super().__init__("\n".join([*shown, f"... and {more} more"] if more else shown))
+
+
+def _place(problem: Problem) -> float:
+    """The order of problems: as they stand in a file, then those of the command line."""
+    return problem.position.index if isinstance(problem.position, yaml.Mark) else math.inf
 
 
 def printable(text: str) -> str:
@@ -106,10 +106,8 @@ class Loader(yaml.SafeLoader):
         self.depth += 1
         self.count += 1
         why = None
-        if isinstance(event, yaml.AliasEvent):
-            why = "aliases (*name) are not allowed; write the value out"
-        elif event.anchor is not None:
-            why = "anchors (&name) are not allowed"
+        if event.anchor is not None:
+            why = "anchors and aliases (&name, *name) are not allowed; write the value out"
         elif event.tag is not None:
             why = "tags (!name) are not allowed"
         elif self.depth > MAX_DEPTH:
@@ -151,9 +149,9 @@ def parse(text: str, name: str) -> Document:
         if node := loader.get_single_node():
             return document._replace(values=_plain(loader, node, (), document))
     except ReaderError as error:
-        at, code = error.position, ord(text[error.position])
-        line, column = text.count("\n", 0, at), at - text.rfind("\n", 0, at) - 1
-        mark = yaml.Mark(name, at, line, column, text + "\0", at)
+        before, code = text[: error.position], ord(text[error.position])
+        line, column = before.count("\n"), len(before) - before.rfind("\n") - 1
+        mark = yaml.Mark(name, len(before), line, column, text + "\0", len(before))
         message = f"the character U+{code:04X} is not allowed in a config"
         if 0xDC80 <= code <= 0xDCFF:
             message = f"the byte 0x{code - 0xDC00:02x} is not UTF-8 text"

@@ -9,18 +9,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from mnist_cli.config.check import AT_KEY, CONFLICT, MISSING, check, check_section
+from mnist_cli.config.check import AT_KEY, check, check_section
 from mnist_cli.config.command_line import Flag, Given, read_arguments
-from mnist_cli.config.document import (
-    KEY,
-    ConfigError,
-    Document,
-    Path,
-    Position,
-    Problem,
-    parse,
-    quoted,
-)
+from mnist_cli.config.document import KEY, ConfigError, Document, Problem, parse, quoted
 from mnist_cli.config.presets import MAX_BYTES, find, read
 from mnist_cli.config.schema import SECTIONS, Config, setting_keys
 from mnist_cli.config.trials import check_axis, merged
@@ -43,7 +34,7 @@ class Loaded(NamedTuple):
     reference_dropped_by: tuple[str, ...]
     """Settings by which this is no longer the experiment that the published figures are of."""
     axes_dropped: tuple[str, ...]
-    """Axes of the file inside a section that the command line sweeps as a whole."""
+    """Axes inside a section that is swept as a whole."""
 
 
 def load(
@@ -72,21 +63,17 @@ def load(
     return loaded._replace(config=named, origin=found.origin, is_preset=found.is_preset)
 
 
-def load_text(
-    text: str, name: str, overrides: Sequence[str] = (), flags: Sequence[Flag] = ()
-) -> Config:
+def load_text(text: str, name: str) -> Config:
     """Reads a config from text, such as the one saved with a run.
 
     Args:
         text: YAML.
         name: what error messages call it.
-        overrides: as for `load`.
-        flags: as for `load`.
 
     Raises:
-        ConfigError: something in it or on the command line is wrong.
+        ConfigError: something in it is wrong.
     """
-    return _resolved(parse(text, name), read_arguments(overrides, flags, ())).config
+    return _resolved(parse(text, name), Given({}, {}, [])).config
 
 
 def load_saved(
@@ -124,18 +111,14 @@ def _resolved(document: Document, given: Given) -> Loaded:
     problems = [*document.problems, *given.problems]
     file = {} if document.values is None and not document.problems else document.values
     if not isinstance(file, dict):
-        message, position = f"must be sections, got {quoted(file)}", document.positions.get(())
-        problems += [] if document.problems else [Problem((), message, position=position)]
+        message = f"must be sections, got {quoted(file)}"
+        problems = problems or [Problem((), message, position=document.positions.get(()))]
         raise ConfigError(problems)
     values = merged(file, given.values)
     result, found = check(values)
-    problems += found
-    sweep, dropped = _checked_sweep(values, given, problems)
-    if result is None or problems:
-        positions = document.positions
-        raise ConfigError(
-            p._replace(position=p.position or _position(p, positions, given)) for p in problems
-        )
+    sweep, dropped = _checked_sweep(values, found)
+    if result is None or problems or found:
+        raise ConfigError([*problems, *_placed(found, document, given)])
     result = result.model_copy(update={"sweep": sweep})
     if changes := _changes(file, result, given):
         result = result.model_copy(update={"reference": None})
@@ -144,17 +127,16 @@ def _resolved(document: Document, given: Given) -> Loaded:
 
 
 def _checked_sweep(
-    values: Mapping[str, object], given: Given, problems: list[Problem]
+    values: Mapping[str, object], problems: list[Problem]
 ) -> tuple[dict[str, tuple[object, ...]], tuple[str, ...]]:
     """Makes the values of the axes the schema's own.
 
     Args:
         values: those of the whole config.
-        given: a section that it sweeps whole takes the place of the file's axes inside it.
         problems: what the schema says of the config; gets what else is wrong with its sweep.
 
     Returns:
-        The axes, and the keys of the file's axes that are not among them.
+        The axes, and the keys of those that are not among them, as their whole section is swept.
     """
     sweep = values.get("sweep")
     axes: dict[str, Sequence[object]] = {
@@ -162,40 +144,32 @@ def _checked_sweep(
         for key, axis in (sweep.items() if isinstance(sweep, dict) else ())
         if key in setting_keys() and isinstance(axis, list | tuple)
     }
-    dropped = []
-    for key, section in [(key, key.partition(".")[0]) for key in axes if "." in key]:
-        if section not in axes:
-            continue
-        if f"sweep.{section}" in given.values and f"sweep.{key}" not in given.values:
-            dropped.append(key)
-        else:
-            message = f"is swept, but the whole {section} is swept too: give one of the two"
-            problems.append(Problem(("sweep", key, KEY), message, CONFLICT))
+    dropped = tuple(key for key in axes if "." in key and key.partition(".")[0] in axes)
     axes = {key: axis for key, axis in axes.items() if key not in dropped}
     if (runs := math.prod(map(len, axes.values()))) > MAX_RUNS:
         message = f"makes {runs:,} runs, and at most {MAX_RUNS:,} can be"
-        problems.append(Problem(("sweep",), message, CONFLICT))
+        problems.append(Problem(("sweep",), message))
         return {}, ()
     found = {key: check_axis(values, key, items, problems) for key, items in axes.items()}
-    return found, tuple(dropped)
+    return found, dropped
 
 
-def _position(
-    problem: Problem, positions: Mapping[Path, Position], given: Given
-) -> Position | None:
-    """Where a setting comes from: the argument, or the place in the file, or in the nearest one."""
-    path = problem.path
-    section = str(path[0]) if path else ""
-    causes = [".".join(map(str, path[:2])), section]
-    if len(path) == 1 or problem.kind == MISSING:  # what was set in the section is the cause
-        causes += [key for key in given.arguments if key.startswith(f"{section}.")]
-    for key in causes:
-        if key in given.arguments:
-            return given.arguments[key]
-    while path and path not in positions:
-        path = path[:-1]
-    at_key = positions.get((*path, KEY)) if problem.kind in AT_KEY else None
-    return at_key or positions.get(path)
+def _placed(problems: Sequence[Problem], document: Document, given: Given) -> list[Problem]:
+    """The problems with their places: in the file, or by the argument that a setting is from."""
+    positions = dict(document.positions)
+    for key, argument in sorted(given.arguments.items(), key=lambda item: "." in item[0]):
+        path = tuple(key.split(".", 1))
+        positions = {p: mark for p, mark in positions.items() if p[: len(path)] != path}
+        # What is said of the section as a whole is most likely due to the change in it.
+        positions[path] = positions[path[:1]] = positions[path[0], KEY] = argument
+    placed = []
+    for problem in problems:
+        path = problem.path
+        while path and path not in positions:
+            path = path[:-1]
+        at_key = positions.get((*path, KEY)) if problem.kind in AT_KEY else None
+        placed.append(problem._replace(position=at_key or positions.get(path)))
+    return placed
 
 
 def _changes(file: Mapping[str, object], result: Config, given: Given) -> tuple[str, ...]:
@@ -208,7 +182,7 @@ def _changes(file: Mapping[str, object], result: Config, given: Given) -> tuple[
     old, new = dict(before.settings()), dict(result.settings())
     keys = [key for key in {**new, **old} if old.get(key) != new.get(key)]
     for key, values in result.sweep.items():
-        if f"sweep.{key}" in given.values and any(value != new.get(key) for value in values):
+        if any(value != new.get(key) for value in values):
             keys.append(key)
     swept = file.get("sweep")
     free = {*REPEATS, *(swept if isinstance(swept, dict) else ())}

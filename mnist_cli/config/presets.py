@@ -45,8 +45,12 @@ def presets() -> list[ConfigFile]:
     return [ConfigFile(path, path.stem) for path in found]
 
 
-def find_preset(name: str) -> ConfigFile:
+def find_preset(name: str, lead: str = "") -> ConfigFile:
     """The preset of a name, with or without its `.yaml`.
+
+    Args:
+        name: the name.
+        lead: how the error begins, if there is none.
 
     Raises:
         UsageError: there is none.
@@ -56,7 +60,7 @@ def find_preset(name: str) -> ConfigFile:
         return preset
     near = get_close_matches(name[:100], known, n=1)
     raise UsageError(
-        f"there is no preset {name!r}; there are {', '.join(known)}",
+        f"{lead}there is no preset {name!r}; there are {', '.join(known)}",
         hint=f"did you mean {near[0]}?" if near else None,
     )
 
@@ -71,13 +75,8 @@ def find(config: str | None) -> ConfigFile:
         return find_preset(DEFAULT)
     if os.path.isfile(config):  # noqa: PTH113 - a Path's raises
         return ConfigFile(Path(config), config, is_preset=False)
-    try:
-        return find_preset(config)
-    except UsageError as error:
-        path = printable(str(Path(config).absolute()))
-        raise UsageError(
-            f"no config {config!r}: {path} is no file, and {error}", error.hint
-        ) from None
+    path = printable(str(Path(config).absolute()))
+    return find_preset(config, f"no config {config!r}: {path} is no file, and ")
 
 
 def read(path: Path, name: str) -> str:

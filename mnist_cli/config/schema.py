@@ -111,21 +111,17 @@ class MlpModel(Section):
 
     @model_validator(mode="after")
     def _one_shape(self) -> Self:
-        if self.hidden is None:
-            if self.depth > 1 and self.width >> (self.depth - 2) < 1:
-                raise ValueError(
-                    f"width {self.width} halved for each of {self.depth - 1} hidden layers "
-                    "leaves none for the last"
-                )
-            return self
+        if self.hidden is None and self.depth > 1 and self.width >> (self.depth - 2) == 0:
+            raise ValueError(
+                f"width {self.width} halved for each of {self.depth - 1} hidden layers "
+                "leaves none for the last"
+            )
         # `hidden` takes the place of the other two; said twice and differently, it is a mistake.
-        shape = {"depth": len(self.hidden) + 1}
-        if self.hidden:
-            shape["width"] = self.hidden[0]
-        for key, value in shape.items():
+        shape = () if self.hidden is None else (len(self.hidden) + 1, *self.hidden[:1])
+        for key, value in zip(("depth", "width"), shape, strict=False):
             if key in self.model_fields_set and getattr(self, key) != value:
                 raise ValueError(
-                    f"hidden {list(self.hidden)} makes {key} {value}, "
+                    f"hidden {list(self.widths)} makes {key} {value}, "
                     f"but {key} is {getattr(self, key)}; give one of the two"
                 )
             object.__setattr__(self, key, value)
@@ -139,22 +135,13 @@ class MlpModel(Section):
         return tuple(self.width >> i for i in range(self.depth - 1))
 
 
-class _CnnLike(Section):
-    name: str
-    channels: Annotated[tuple[Positive, Positive], Field(strict=False)] = (16, 16)
-    """Channels after the first and the second convolution; the third has one per class."""
-
-
-class CnnModel(_CnnLike):
+class CnnModel(Section):
     """Three 3x3 convolutions of stride 2, ReLU after each, then the mean over the last map."""
 
-    name: Literal["cnn"]
-
-
-class CnnSequentialModel(_CnnLike):
-    """The network of `cnn`, written as one `nn.Sequential`."""
-
-    name: Literal["cnn_sequential"]
+    name: Literal["cnn", "cnn_sequential"]
+    """`cnn_sequential` is the same network, written as one `nn.Sequential`."""
+    channels: Annotated[tuple[Positive, Positive], Field(strict=False)] = (16, 16)
+    """Channels after the first and the second convolution; the third has one per class."""
 
 
 class ScratchModel(Section):
@@ -394,7 +381,7 @@ def _named(default: str, union: object) -> BeforeValidator:
 
 
 _Data = ImageData | SyntheticData
-_Model = LogisticModel | MlpModel | CnnModel | CnnSequentialModel | ScratchModel | TensorNetModel
+_Model = LogisticModel | MlpModel | CnnModel | ScratchModel | TensorNetModel
 _Optimizer = SgdOptimizer | AdamOptimizer | AdamWOptimizer | RmspropOptimizer | ScratchSgdOptimizer
 _Scheduler = ConstantScheduler | StepScheduler | MultiStepScheduler | CosineScheduler
 _NAME = Field(discriminator="name")

@@ -1,11 +1,10 @@
 """Settings tried in an experiment: overrides, the values of a sweep, one trial of it."""
 
-import json
 from collections.abc import Iterable, Mapping
 
-from mnist_cli.config.check import CONFLICT, UNKNOWN, check_section
-from mnist_cli.config.document import ConfigError, Path, Problem, quoted
-from mnist_cli.config.schema import Config, Section, setting_keys, suggestion
+from mnist_cli.config.check import check_section
+from mnist_cli.config.document import ConfigError, Problem, quoted
+from mnist_cli.config.schema import Config, Section
 
 # Settings that say the same thing in different words: a new value of one takes the place of what
 # the config says by the others. (Said both ways at once, they are checked against each other.)
@@ -26,18 +25,14 @@ def merged(values: Mapping[str, object], settings: Mapping[str, object]) -> dict
         settings: values by dotted key; whole sections count first, whatever their order.
     """
     result = {**values, **{key: value for key, value in settings.items() if "." not in key}}
-    inside: dict[str, dict[str, object]] = {}
     for key, value in settings.items():
         section, dot, name = key.partition(".")
-        if dot:
-            inside.setdefault(section, {})[name] = value
-    for section, changes in inside.items():
         old = result.get(section, {})
         old = {"name": old} if isinstance(old, str) else old
-        if isinstance(old, dict):  # if not, the schema says so
-            new = [name for name, value in changes.items() if value is not None]
-            gone = {other for name in new for other in ALTERNATIVES.get(name, ())}
-            result[section] = {k: v for k, v in old.items() if k not in gone} | changes
+        if dot and isinstance(old, dict):  # if it is none, the schema says so
+            others = ALTERNATIVES.get(name, ()) if value is not None else ()
+            gone = {other for other in others if f"{section}.{other}" not in settings}
+            result[section] = {k: v for k, v in old.items() if k not in gone} | {name: value}
     return result
 
 
@@ -52,24 +47,15 @@ def with_settings(config: Config, settings: Mapping[str, object]) -> Config:
         settings: values by dotted key; whole sections first, whatever their order.
 
     Raises:
-        ConfigError: the settings do not fit, or do not exist.
+        ConfigError: the settings do not fit.
     """
-    problems = [
-        Problem((key,), f"is no setting{suggestion(key)}", UNKNOWN)
-        for key in settings
-        if key not in setting_keys()
-    ]
-    if problems:
-        raise ConfigError(problems)
     touched = {key.partition(".")[0] for key in settings}
     explicit = config.model_dump(mode="json", include=touched, exclude_unset=True)
-    values, update = merged(explicit, settings), {}
-    for section in touched:
-        update[section], found = check_section(section, values[section])
-        problems += found
-    if problems:
+    values = merged(explicit, settings)
+    checked = {section: check_section(section, values[section]) for section in touched}
+    if problems := [problem for _, found in checked.values() for problem in found]:
         raise ConfigError(problems)
-    return config.model_copy(update=update)
+    return config.model_copy(update={section: part for section, (part, _) in checked.items()})
 
 
 def check_axis(
@@ -83,31 +69,28 @@ def check_axis(
         items: what it is to be.
         problems: gets what is wrong.
     """
-    section, _, name = key.partition(".")
-    axis: Path = ("sweep", key)
-    # A section that is wrong anyway need not be wrong once more for each value tried in it.
-    broken = bool(check_section(section, values.get(section, {}))[1])
-    found: dict[str, object] = {}
+    setting = tuple(key.split(".", 1))
+    # What is wrong with a section anyway need not be said once more for each value tried in it.
+    known = check_section(setting[0], values.get(setting[0], {}))[1]
+    found: dict[Section, object] = {}
     for i, item in enumerate(items):
-        part, faults = check_section(section, merged(values, {key: item})[section])
+        part, faults = check_section(setting[0], merged(values, {key: item})[setting[0]])
+        at = ("sweep", key, i)
         for fault in faults:
-            inner = fault.path[1:]
-            if not name or inner[:1] == (name,):
-                path = (*axis, i, *inner[bool(name) :])
+            if fault.path[: len(setting)] == setting:
+                path = (*at, *fault.path[len(setting) :])
                 problems.append(Problem(path, fault.message, fault.kind))
-            elif not broken:
+            elif fault not in known:
                 message = f"does not go with the rest: {fault.key}: {fault.message}"
-                problems.append(Problem((*axis, i), message, CONFLICT))
-        if part:
-            full = json.dumps(part.model_dump(mode="json"), sort_keys=True)
-            if full in found:
-                message = f"{quoted(item)} is in the list already"
-                problems.append(Problem((*axis, i), message, CONFLICT))
-            found[full] = _value(part, name)
+                problems.append(Problem(at, message))
+        if part in found:
+            problems.append(Problem(at, f"{quoted(item)} is in the list already"))
+        elif part:
+            found[part] = _value(part, *setting[1:])
     return tuple(found.values())
 
 
-def _value(part: Section, name: str) -> object:
+def _value(part: Section, name: str | None = None) -> object:
     """A setting in plain values; a section as its explicit settings, or as its bare name."""
     if name:
         return part.model_dump(mode="json")[name]

@@ -27,24 +27,21 @@ def parse_values(text: str, name: str, *, count: bool = False) -> Document:
         The list, and what is wrong with it.
     """
     if count and re.fullmatch(_WHOLE, text.strip()):
-        if int(text) < 1:
-            return Document([], {}, [Problem((), "must be at least 1: it is how many there are")])
         text = f"0..{int(text) - 1}"
     read = parse(f"[{text}]", name)
     items = read.values if isinstance(read.values, list) else []
     if len(items) == 1 and isinstance(items[0], list):
         items = items[0]
     values: list[object] = []
-    for item in items:
-        try:
+    try:
+        for item in items:
             values += _expand(item) if isinstance(item, str) else [item]
-        except ValueError as error:
-            read.problems.append(Problem((), str(error)))
-        if len(values) > MAX_ITEMS:
-            read.problems.append(Problem((), f"more than {MAX_ITEMS} values"))
-            break
-    if not values and not read.problems:
-        read.problems.append(Problem((), "has no values"))
+            if len(values) > MAX_ITEMS:
+                raise ValueError(f"more than {MAX_ITEMS} values")
+        if not values and not read.problems:
+            raise ValueError("has no values")
+    except ValueError as error:
+        read.problems.append(Problem((), str(error)))
     return read._replace(values=values)
 
 
@@ -55,14 +52,12 @@ def _expand(item: str) -> list[object]:
         ValueError: it looks like several and cannot be; the argument says why.
     """
     if match := _RANGE.fullmatch(item):
-        first, last = int(match[1]), int(match[2])
-        if last < first:
-            raise ValueError(f"{item} counts down: there is nothing in it")
-        if last - first >= MAX_ITEMS:
-            raise ValueError(f"more than {MAX_ITEMS} values")
-        return list(range(first, last + 1))
+        values = range(int(match[1]), int(match[2]) + 1)
+        if not values:
+            raise ValueError(f"{item} has no values: it counts down")
+        return [*values[: MAX_ITEMS + 1]]
     if match := _SPACED.fullmatch(item):
-        return list(_spaced(match[1], match[2], match[3], int(match[4])))
+        return [*_spaced(match[1], match[2], match[3], int(match[4]))]
     return [item]
 
 
@@ -70,7 +65,6 @@ def _spaced(scale: str, begin: str, end: str, count: int) -> list[int] | list[fl
     """Numbers evenly spaced, both ends included; whole ones, if all of them and the ends are."""
     if not 2 <= count <= MAX_ITEMS:
         raise ValueError(f"{scale}:FIRST:LAST:COUNT makes from 2 to {MAX_ITEMS} values")
-    integral = all(re.fullmatch(_WHOLE, text) for text in (begin, end))
     first, last = float(begin), float(end)
     parts = [i / (count - 1) for i in range(1, count - 1)]
     if scale == "lin":
@@ -80,7 +74,6 @@ def _spaced(scale: str, begin: str, end: str, count: int) -> list[int] | list[fl
         inner = [float(f"{first * (last / first) ** part:.6g}") for part in parts]
     else:
         raise ValueError(f"both ends of a {scale}: scale must be greater than 0")
-    values = [first, *inner, last]
-    if integral and all(value.is_integer() for value in values):
-        return [int(value) for value in values]
-    return values
+    if re.fullmatch(f"{_WHOLE} {_WHOLE}", f"{begin} {end}") and all(x.is_integer() for x in inner):
+        return [int(value) for value in (first, *inner, last)]
+    return [first, *inner, last]

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from mnist_cli.config.schema import (
     CnnModel,
-    CnnSequentialModel,
     LogisticModel,
     MlpModel,
     ModelConfig,
@@ -68,7 +67,7 @@ class Cnn(nn.Module):
 class CnnSequential(nn.Sequential):
     """`Cnn` as one chain of layers: the same parameters in the same order, the same outputs."""
 
-    def __init__(self, config: CnnSequentialModel, shape: Shape, classes: int) -> None:
+    def __init__(self, config: CnnModel, shape: Shape, classes: int) -> None:
         conv1, conv2, conv3 = _convolutions(config, shape, classes)
         super().__init__(
             Reshape(shape),
@@ -83,9 +82,7 @@ class CnnSequential(nn.Sequential):
         )
 
 
-def _convolutions(
-    config: CnnModel | CnnSequentialModel, shape: Shape, classes: int
-) -> list[nn.Conv2d]:
+def _convolutions(config: CnnModel, shape: Shape, classes: int) -> list[nn.Conv2d]:
     channels = (shape[0], *config.channels, classes)
     return [
         nn.Conv2d(inputs, outputs, kernel_size=3, stride=2, padding=1)

@@ -20,13 +20,12 @@ from mnist_cli.config import (
     Flag,
     Loaded,
     MlpModel,
-    find_preset,
     load,
     load_saved,
     load_text,
-    presets,
     with_settings,
 )
+from mnist_cli.config.presets import find_preset, presets
 from mnist_cli.errors import UsageError
 
 REFERENCE = (
@@ -396,10 +395,9 @@ def test_a_whole_section_is_swept_in_place_of_the_files_axes_inside_it() -> None
     assert list(result.config.sweep) == ["train.seed", "optimizer"]
     assert result.axes_dropped == ("optimizer.lr",)
     assert loaded(text).axes_dropped == ()
+    assert loaded("sweep: {optimizer: [sgd], optimizer.lr: [1]}").axes_dropped == ("optimizer.lr",)
     (told,) = refused(grid=["optimizer=sgd,adam", "optimizer.lr=1,2"])
-    assert told.startswith("--grid optimizer.lr=1,2: sweep.optimizer.lr: ")
-    (told,) = refused("sweep: {optimizer: [sgd], optimizer.lr: [1]}")
-    assert told.startswith("a.yaml:1:27: sweep.optimizer.lr: ")
+    assert "optimizer.lr=1,2 sets it, or a part" in told
     (told,) = refused("", ["optimizer.lr=1"], grid=["optimizer=sgd,adam"])
     assert "optimizer.lr=1 sets it, or a part" in told
 
@@ -477,10 +475,8 @@ def test_settings_are_replaced_and_checked_again() -> None:
     ("settings", "error"),
     [
         ({"optimizer.lr": -1}, "optimizer.lr: must be greater than 0, got -1"),
-        ({"optimizer.x": 1}, "optimizer.x: is no setting"),
+        ({"optimizer.x": 1}, "optimizer.x: unknown setting"),
         ({"model.depth": 3, "model.hidden": [5]}, "model: hidden [5] makes depth 2, but depth"),
-        ({"name": "b"}, "name: is no setting"),
-        ({"a.b.c": 1}, "a.b.c: is no setting"),
     ],
 )
 def test_settings_that_do_not_fit_are_told(settings: dict[str, object], error: str) -> None:

@@ -13,9 +13,9 @@ from mnist_cli.config import (
     dump,
     json_schema,
     load_text,
-    presets,
     with_settings,
 )
+from mnist_cli.config.presets import presets
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 

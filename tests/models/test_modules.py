@@ -7,7 +7,6 @@ from torch import nn
 
 from mnist_cli.config.schema import (
     CnnModel,
-    CnnSequentialModel,
     LogisticModel,
     MlpModel,
     ModelConfig,
@@ -34,7 +33,7 @@ SHAPE = (1, 28, 28)
         ),
         (MlpModel(name="mlp", hidden=(50, 100)), 784 * 50 + 50 * 100 + 100 * 10 + 160),
         (CnnModel(name="cnn"), 9 * 16 + 16 + 16 * 16 * 9 + 16 + 16 * 10 * 9 + 10),
-        (CnnSequentialModel(name="cnn_sequential"), 3930),
+        (CnnModel(name="cnn_sequential"), 3930),
         (ScratchModel(name="scratch"), 7850),
         (TensorNetModel(name="tensor_net"), 784 * 50 + 50 * 100 + 100 * 10 + 160),
     ],
@@ -96,7 +95,7 @@ def test_the_cnn_is_the_one_written_out_by_hand() -> None:
 
 def test_both_forms_of_the_cnn_are_the_same_network() -> None:
     module = build(CnnModel(name="cnn"), SHAPE, 10, seed=3)
-    chain = build(CnnSequentialModel(name="cnn_sequential"), SHAPE, 10, seed=3)
+    chain = build(CnnModel(name="cnn_sequential"), SHAPE, 10, seed=3)
     images, labels = torch.rand(7, *SHAPE), torch.arange(7)
     assert torch.equal(module(images), chain(images))
     assert torch.equal(module(images), chain(images.flatten(1)))  # its first layer reshapes
