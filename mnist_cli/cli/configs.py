@@ -20,13 +20,13 @@ def config_list(as_json: Json = False) -> None:
     """The configs that come with mnist."""
     from mnist_cli.report import tables
 
-    presets = presets()
+    known = presets()
     if as_json:
         fields = ("name", "path", "description")
-        print_json([{field: str(getattr(p, field)) for field in fields} for p in presets])
+        print_json([{field: str(getattr(p, field)) for field in fields} for p in known])
         return
     listing = tables.table("name", "what it is")
-    for preset in presets:
+    for preset in known:
         listing.add_row(preset.name, preset.description)
     console().print(listing)
 

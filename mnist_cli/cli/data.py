@@ -1,13 +1,14 @@
 """`mnist data`."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from mnist_cli import config as configs
 from mnist_cli.cli.options import ConfigOption, Json, Overrides, SplitName
 from mnist_cli.cli.screen import console, print_json
+from mnist_cli.data.catalog import DATASETS
 from mnist_cli.errors import UsageError
 from mnist_cli.runs import interrupts
 
@@ -23,27 +24,20 @@ DataName = Annotated[str, typer.Argument(metavar="NAME", help="A data set: `mnis
 @app.command("list")
 def data_list(as_json: Json = False) -> None:
     """The data sets, and which of them are ready."""
-    from mnist_cli.data.catalog import DATASETS
     from mnist_cli.data.prepared import data_dir, find
     from mnist_cli.report import tables
 
-    rows: list[dict[str, Any]] = [
-        {
-            "name": name,
-            "title": spec.title,
-            "train": spec.train,
-            "test": spec.test,
-            "path": str(path) if (path := find(name)) else None,
-        }
+    rows = [
+        (name, spec.title, spec.train, spec.test, (path := find(name)) and str(path))
         for name, spec in DATASETS.items()
     ]
     if as_json:
-        print_json(rows)
+        keys = ("name", "title", "train", "test", "path")
+        print_json([dict(zip(keys, row, strict=True)) for row in rows])
         return
     listing = tables.table("name", "what it is", ">train", ">test", "ready")
-    for row in rows:
-        counts = (f"{row['train']:,}", f"{row['test']:,}")
-        listing.add_row(row["name"], row["title"], *counts, row["path"] or "not fetched")
+    for name, title, train, test, path in rows:
+        listing.add_row(name, title, f"{train:,}", f"{test:,}", path or "not fetched")
     listing.add_row("synthetic", "smooth shapes under noise, from a seed", "", "", "always")
     console().print(listing)
     console().print(f"data directory: {data_dir()}")
@@ -74,15 +68,13 @@ def data_verify(
     ] = None,
 ) -> None:
     """Check every byte of the data that is there."""
-    from mnist_cli.data.catalog import DATASETS
     from mnist_cli.data.prepared import find, verify
 
     for name in names or ():
         _known_data(name)
     chosen = names or [name for name in DATASETS if find(name)]
     for name in chosen:
-        published = verify(name)
-        print(f"{name}: {'verified' if published else UNPUBLISHED}")
+        print(f"{name}: {'verified' if verify(name) else UNPUBLISHED}")
     if not chosen:
         print("no data is there yet; `mnist data fetch mnist` gets some")
 
@@ -123,7 +115,5 @@ def data_show(
 
 
 def _known_data(name: str) -> None:
-    from mnist_cli.data.catalog import DATASETS
-
     if name not in DATASETS:
         raise UsageError(f"no data set {name!r}", f"there are: {', '.join(DATASETS)}")

@@ -21,7 +21,7 @@ _WORDS = {
     "tuple_type": "must be a list",
     "model_type": "must be a section of settings",
     "model_attributes_type": "must be a section of settings",
-    schema.NAME_PATTERN: "must start with a letter or digit and go on with those, '-' and '_', up to 64",
+    schema.NAME_PATTERN: "must begin with a letter or digit and be up to 64 of those, - and _",
     schema.TEXT_PATTERN: "must be one line of text",
     schema.DEVICE_PATTERN: "must be auto, cpu, cuda or cuda:N",
 }

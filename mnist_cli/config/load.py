@@ -164,11 +164,11 @@ def _placed(problems: Sequence[Problem], document: Document, given: Given) -> li
         positions[path] = positions[path[:1]] = positions[path[0], KEY] = argument
     placed = []
     for problem in problems:
-        path = problem.path
-        while path and path not in positions:
-            path = path[:-1]
-        at_key = positions.get((*path, KEY)) if problem.kind in AT_KEY else None
-        placed.append(problem._replace(position=at_key or positions.get(path)))
+        place = problem.path
+        while place and place not in positions:
+            place = place[:-1]
+        at_key = positions.get((*place, KEY)) if problem.kind in AT_KEY else None
+        placed.append(problem._replace(position=at_key or positions.get(place)))
     return placed
 
 
