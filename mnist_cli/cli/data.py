@@ -28,7 +28,7 @@ def data_list(as_json: Json = False) -> None:
     from mnist_cli.report import tables
 
     rows = [
-        (name, spec.title, spec.train, spec.test, (path := find(name)) and str(path))
+        (name, spec.title, spec.train, spec.test, str(file) if (file := find(name)) else None)
         for name, spec in DATASETS.items()
     ]
     if as_json:

