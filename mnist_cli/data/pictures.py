@@ -92,8 +92,8 @@ def _plain(picture: Image.Image) -> Image.Image:
     """The same picture in mode RGBA."""
     if picture.mode.startswith(("I", "F")):  # 16 or 32 bits of grey, of which 8 are enough
         values = np.asarray(picture, np.float64)
-        top = 65535 if picture.mode.startswith("I") else max(1.0, np.abs(values).max())
-        picture = Image.fromarray((values / top * 255).clip(0, 255).astype(np.uint8))
+        values *= 255 / max(1.0, values.max())
+        picture = Image.fromarray(values.clip(0, 255).astype(np.uint8))
     return picture.convert("RGBA")
 
 
@@ -116,11 +116,11 @@ def _grey(picture: Image.Image) -> Grey:
 # -------------------------------------------------------------------------------------- the ink
 
 
-def _ink(grey: Grey) -> Grey | None:
+def _ink(grey: Grey) -> Image.Image | None:
     """How much ink is where, 0..1: paper 0, full ink 1, edges as grey as they were.
 
     Returns:
-        Shape (height, width), cut out so that ink touches every side; None if there is none.
+        In mode F, cut out so that ink touches every side; None if there is none.
     """
     # Light comes from one side, so paper is a plane and not level: first as the whole picture has
     # it, to tell ink from paper; then as the paper has it.
@@ -136,20 +136,15 @@ def _ink(grey: Grey) -> Grey | None:
     full = np.percentile(height[light], 75) - grain
     if full < MIN_CONTRAST:
         return None
-    ink = _without_dust(((height - grain) / full).clip(0, 1))
-    rows, columns = (np.flatnonzero((ink > FAINTEST).any(axis)) for axis in (1, 0))
-    return ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-
-
-def _without_dust(ink: Grey) -> Grey:
-    """Paper where nothing is to be seen of the ink when the picture is small."""
-    picture = Image.fromarray(ink.astype(np.float32))
-    small = picture.copy()
+    ink = Image.fromarray(((height - grain) / full).clip(0, 1).astype(np.float32))
+    # Dust is where nothing is to be seen of the ink when the picture is small.
+    small = ink.copy()
     small.thumbnail((SMALL_SIZE, SMALL_SIZE), BOX)
     darkness = np.asarray(small)
     seen = Image.fromarray(darkness > FAINTEST * darkness.max()).convert("L")
-    near = seen.filter(ImageFilter.MaxFilter(3)).resize(picture.size, Image.Resampling.NEAREST)
-    return np.where(np.asarray(near), ink, 0)
+    near = seen.filter(ImageFilter.MaxFilter(3)).resize(ink.size, Image.Resampling.NEAREST)
+    ink = Image.composite(ink, Image.new("F", ink.size), near)
+    return ink.crop(Image.fromarray(np.asarray(ink) > FAINTEST).getbbox())
 
 
 def _flattened(grey: Grey, paper: npt.NDArray[np.bool_]) -> Grey:
@@ -170,19 +165,12 @@ def _above_threshold(grey: Grey) -> npt.NDArray[np.bool_]:
     return lighter
 
 
-def _fitted(ink: Grey, box: int) -> Grey:
-    """Scaled, antialiased, so that the longer side is `box` pixels and the darkest pixel is 1."""
-    height, width = ink.shape
-    ratio = box / max(height, width)
-    size = max(1, round(width * ratio)), max(1, round(height * ratio))
-    fitted: Grey = np.asarray(_thickened(ink, box).resize(size, BOX), np.float64)
-    return fitted / np.max(fitted)
+def _fitted(ink: Image.Image, box: int) -> Grey:
+    """Scaled, antialiased, so that the longer side is `box` pixels and the darkest pixel is 1.
 
-
-def _thickened(ink: Grey, box: int) -> Image.Image:
-    """The strokes of a thin pen made as thick as MNIST's are, once they are scaled to the box."""
-    fine = Image.fromarray(ink.astype(np.float32))
-    fine = fine.resize([max(1, round(4 * box * n / max(fine.size))) for n in fine.size], BOX)
+    The strokes of a thin pen are made as thick as MNIST's are.
+    """
+    fine = ImageOps.contain(ink, (4 * box, 4 * box), BOX)
     inside = np.pad(np.asarray(fine) > 0.5, 1)
     edge = np.count_nonzero(np.diff(inside, axis=0)) + np.count_nonzero(np.diff(inside, axis=1))
     # A long stroke has two edges; counted along rows and columns they are 4 / pi too long.
@@ -190,17 +178,16 @@ def _thickened(ink: Grey, box: int) -> Image.Image:
     if width < 4 * THIN:
         more = round((4 * USUAL - width) / 2)  # on either side
         fine = ImageOps.expand(fine, more).filter(ImageFilter.MaxFilter(1 + 2 * more))
-    return fine
+    fitted: Grey = np.asarray(ImageOps.contain(fine, (box, box), BOX), np.float64)
+    return fitted / np.max(fitted)
 
 
 def _placed(ink: Grey, field: int, by_mass: bool) -> Bytes:
     """On a field of field x field pixels, its centre of mass (or itself) at the centre."""
     placed = np.zeros((field, field), np.uint8)
-    corner = []
-    for axis, length in enumerate(ink.shape):
-        # MNIST's centre of 28 pixels is pixel 14.
-        centre = ink.sum(1 - axis) @ np.arange(length) / ink.sum() if by_mass else length / 2
-        corner.append(min(max(round(field / 2 - centre), 0), field - length))
-    (top, left), (height, width) = corner, ink.shape
-    placed[top : top + height, left : left + width] = np.rint(ink * 255)
-    return placed
+    placed[: ink.shape[0], : ink.shape[1]] = np.rint(ink * 255)
+    weights = ink if by_mass else np.ones(ink.shape)
+    centre = (np.indices(ink.shape) * weights).sum((1, 2)) / weights.sum()
+    # MNIST's centre of 28 pixels is pixel 14.
+    corner = np.rint(field / 2 - centre).clip(0, field - np.array(ink.shape))
+    return np.roll(placed, corner.astype(int), (0, 1))
