@@ -143,7 +143,6 @@ _CIFAR10 = DatasetSpec(
         *("dog", "frog", "horse", "ship", "truck"),
     ),
     train=50_000,
-    test=10_000,
     torchvision="CIFAR10",
     megabytes=171,
     files={

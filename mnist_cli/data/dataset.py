@@ -147,21 +147,14 @@ def _split(
     arrays: Arrays, config: ImageData | SyntheticData, holdout: int
 ) -> dict[str, tuple[Bytes, Bytes]]:
     """Images and labels of each split, by name; what a split means is said in the schema."""
-
-    def take(source: tuple[Bytes, Bytes], index: slice | np.ndarray) -> tuple[Bytes, Bytes]:
-        return source[0][index], source[1][index]
-
-    train = arrays.train_images, arrays.train_labels
-    test = arrays.test_images, arrays.test_labels
-    if config.split == "official":
-        return {"train": train, "val": test, "test": test}
+    images = np.concatenate([arrays.train_images, arrays.test_images])
+    labels = np.concatenate([arrays.train_labels, arrays.test_labels])
+    size, train = len(labels), len(arrays.train_labels)
+    parts: tuple[slice | np.ndarray, ...] = slice(train), slice(train, None), slice(train, None)
     if config.split == "holdout":
-        kept = len(train[1]) - holdout
-        first, last = slice(kept), slice(kept, None)
-        return {"train": take(train, first), "val": take(train, last), "test": test}
-    pooled = np.concatenate([train[0], test[0]]), np.concatenate([train[1], test[1]])
-    size = len(pooled[1])
-    order = np.random.default_rng(derive(config.seed, "split")).permutation(size)
-    ends = [size - size // 10 * 2, size - size // 10]
-    parts = zip(("train", "val", "test"), np.split(order, ends), strict=True)
-    return {name: take(pooled, index) for name, index in parts}
+        parts = slice(train - holdout), slice(train - holdout, train), slice(train, None)
+    elif config.split == "pooled":
+        order = np.random.default_rng(derive(config.seed, "split")).permutation(size)
+        parts = tuple(np.split(order, [size - size // 10 * 2, size - size // 10]))
+    names = ("train", "val", "test")
+    return {name: (images[i], labels[i]) for name, i in zip(names, parts, strict=True)}

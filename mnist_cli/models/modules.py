@@ -70,7 +70,7 @@ class CnnSequential(nn.Sequential):
     def __init__(self, config: CnnModel, shape: Shape, classes: int) -> None:
         conv1, conv2, conv3 = _convolutions(config, shape, classes)
         super().__init__(
-            Reshape(shape),
+            nn.Sequential(nn.Flatten(), nn.Unflatten(1, shape)),  # rows of pixels will do too
             conv1,
             nn.ReLU(),
             conv2,
@@ -88,22 +88,6 @@ def _convolutions(config: CnnModel, shape: Shape, classes: int) -> list[nn.Conv2
         nn.Conv2d(inputs, outputs, kernel_size=3, stride=2, padding=1)
         for inputs, outputs in pairwise(channels)
     ]
-
-
-class Reshape(nn.Module):
-    """Gives every image of a batch a shape, so that rows of pixels will do as images too."""
-
-    def __init__(self, shape: Shape) -> None:
-        super().__init__()
-        self.shape = shape
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Images (batch, ...) to (batch, channels, height, width)."""
-        return images.reshape(-1, *self.shape)
-
-    def extra_repr(self) -> str:
-        """The shape, where the layer is printed."""
-        return str(self.shape)
 
 
 MODELS: dict[str, Callable[..., nn.Module]] = {  # take (config, shape, classes)
@@ -172,16 +156,10 @@ def cost(model: nn.Module, shape: Shape, batch: int) -> Cost:
     """What a step takes, found by passing one image through the model."""
     own = {id(parameter) for parameter in model.parameters()}
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    activations = 0
-
-    def keep(tensor: Tensor) -> Tensor:
-        nonlocal activations
-        if id(tensor) not in own and tensor._base is None:
-            activations += tensor.numel()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    kept: list[Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(kept.append, lambda kept: kept):
         model(torch.zeros(1, *shape))
+    activations = sum(x.numel() for x in kept if id(x) not in own and x._base is None)
     # Each parameter is used once, but a convolution's kernel once at every place.
     again = sum(weight.numel() * (places - 1) for weight, places in weight_uses(model, shape))
     return Cost(parameters, batch * (parameters + again), batch * activations)
@@ -211,10 +189,6 @@ class Dropout(nn.Module):
             return x
         positions = torch.arange(x.numel(), device=x.device).view(x.shape)
         return x * keep_mask(positions, self.seed, self.p)(self.step) / (1 - self.p)
-
-    def extra_repr(self) -> str:
-        """As `nn.Dropout` shows itself."""
-        return f"p={self.p}"
 
 
 def dropouts(model: nn.Module) -> list[Dropout]:
