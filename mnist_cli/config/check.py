@@ -1,8 +1,7 @@
 """Values against the schema: a config, or everything that is wrong with it, in plain words."""
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from difflib import get_close_matches
+from collections.abc import Iterator, Mapping
 from functools import cache
 
 from pydantic import TypeAdapter, ValidationError
@@ -70,27 +69,18 @@ def _problems(detail: ErrorDetails, path: Path) -> Iterator[Problem]:
     elif kind == "value_error":
         message = str(detail["ctx"]["error"])
     elif kind == "literal_error":
-        message += _meant(value, re.findall(r"'([^']*)'", detail["msg"]))
+        message += schema.meant(value, re.findall(r"'([^']*)'", detail["msg"]))
     elif kind == "union_tag_invalid":
         name, path = value["name"], (section, "name")
         message = f"must be one of {', '.join(map(repr, kinds))}, got {quoted(name)}"
-        message += _meant(name, kinds)
+        message += schema.meant(name, kinds)
         # What else is wrong, as the variant with the most similar name would have it.
-        near = _nearest(name, kinds) or next(iter(kinds))
-        others = check_section(section, {**value, "name": near})[1]
+        near = [*schema.nearest(name, kinds), *kinds]
+        others = check_section(section, {**value, "name": near[0]})[1]
         yield from (p for p in others if p.kind not in AT_KEY[1:])
     elif kind == "extra_forbidden":
-        message = f"unknown setting{schema.suggestion('.'.join(map(str, path)))}"
+        message = f"unknown setting{schema.meant('.'.join(map(str, path)), schema.setting_keys())}"
         owners = [name for name, fields in kinds.items() if path[-1] in fields.model_fields]
         if owners:
             kind, message = AT_KEY[-1], f"not a setting of {variant}, but of {', '.join(owners)}"
     yield Problem(path, message, kind)
-
-
-def _nearest(word: object, known: Iterable[str]) -> str | None:
-    return next(iter(get_close_matches(str(word)[:100], known, n=1)), None)
-
-
-def _meant(word: object, known: Iterable[str]) -> str:
-    near = _nearest(word, known)
-    return f"; did you mean {near!r}?" if near else ""

@@ -2,12 +2,11 @@
 
 import os
 import re
-from difflib import get_close_matches
 from pathlib import Path
 from typing import NamedTuple
 
 from mnist_cli.config.document import printable
-from mnist_cli.config.schema import RESERVED_NAME
+from mnist_cli.config.schema import RESERVED_NAME, nearest
 from mnist_cli.errors import UsageError
 
 DEFAULT = "mlp"
@@ -58,7 +57,7 @@ def find_preset(name: str, lead: str = "") -> ConfigFile:
     known = {preset.name: preset for preset in presets()}
     if preset := known.get(name.removesuffix(".yaml")):
         return preset
-    near = get_close_matches(name[:100], known, n=1)
+    near = nearest(name, known)
     raise UsageError(
         f"{lead}there is no preset {name!r}; there are {', '.join(known)}",
         hint=f"did you mean {near[0]}?" if near else None,

@@ -6,7 +6,7 @@ another variant is an error and not a value that nothing reads.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
 from functools import cache
 from typing import Annotated, Any, Literal, Self, get_args
@@ -321,7 +321,7 @@ Published = dict[Metric, Figure]
 
 def _is_setting(key: str) -> str:
     if key not in setting_keys():
-        raise ValueError(f"is no setting{suggestion(key)}")
+        raise ValueError(f"is no setting{meant(key, setting_keys())}")
     return key
 
 
@@ -411,10 +411,15 @@ def setting_keys() -> tuple[str, ...]:
     return (*SECTIONS, *dict.fromkeys(keys))
 
 
-def suggestion(key: str) -> str:
-    """A clause that names the settings most similar to a key, or nothing."""
-    found = [known for known in setting_keys() if known.rpartition(".")[2] == key]
-    found = found or get_close_matches(key[:100], setting_keys(), n=1)
+def nearest(word: object, known: Iterable[str]) -> list[str]:
+    """The most similar of some words, if one is similar."""
+    return get_close_matches(str(word)[:100], [*known], n=1)
+
+
+def meant(word: object, known: Iterable[str]) -> str:
+    """A clause that names the most similar word, or those that are the same but for a section."""
+    words = [*known]
+    found = [other for other in words if other.rpartition(".")[2] == word] or nearest(word, words)
     return f"; did you mean {' or '.join(map(repr, found))}?" if found else ""
 
 

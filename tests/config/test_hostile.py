@@ -31,6 +31,11 @@ def tree(folder: Path) -> set[str]:
     return {str(path.relative_to(folder)) for path in folder.rglob("*")}
 
 
+def children(folder: Path) -> set[str]:
+    """The names of what is directly in a folder, if there is one."""
+    return {path.name for path in folder.glob("*")}
+
+
 # ------------------------------------------------------------------------------------- configs
 
 
