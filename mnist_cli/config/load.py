@@ -184,7 +184,7 @@ def _changes(file: Mapping[str, object], result: Config, given: Given) -> tuple[
     for key, values in result.sweep.items():
         if any(value != new.get(key) for value in values):
             keys.append(key)
+    when = [key for run in result.reference.runs for key in run.when]
     swept = file.get("sweep")
-    free = {*REPEATS, *(swept if isinstance(swept, dict) else ())}
-    free |= {key for run in result.reference.runs for key in run.when}
+    free = {*REPEATS, *when, *(swept if isinstance(swept, dict) else ())}
     return tuple(key for key in dict.fromkeys(keys) if key not in free)

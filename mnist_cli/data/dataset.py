@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mnist_cli.config.schema import DataConfig, ImageData, SyntheticData
 from mnist_cli.data.catalog import DATASETS
-from mnist_cli.data.formats import Arrays, Bytes
+from mnist_cli.data.formats import Arrays
 from mnist_cli.data.prepared import prepare
 from mnist_cli.data.seeds import derive
 
@@ -82,15 +82,17 @@ def load(
         holdout, arrays = config.size // 7, synthesize(config.size, config.seed)
     else:
         holdout, arrays = DATASETS[config.name].holdout, prepare(config.name, report=report)
-    splits = {
-        name: Split(
-            torch.from_numpy(images).to(device),
-            torch.from_numpy(labels.astype(np.int64)).to(device),
+    images = np.concatenate([arrays.train_images, arrays.test_images])
+    labels = np.concatenate([arrays.train_labels, arrays.test_labels]).astype(np.int64)
+    train, val, test = (
+        Split(
+            torch.from_numpy(images[index]).to(device),
+            torch.from_numpy(labels[index]).to(device),
             scale=scale(config),
         )
-        for name, (images, labels) in _split(arrays, config, holdout).items()
-    }
-    return Dataset(config.name, form(config)[1], arrays.sha256, **splits)
+        for index in _split(config, len(labels), len(arrays.train_labels), holdout)
+    )
+    return Dataset(config.name, form(config)[1], arrays.sha256, train, val, test)
 
 
 def form(config: DataConfig) -> tuple[tuple[int, int, int], tuple[str, ...]]:
@@ -144,17 +146,19 @@ def synthesize(size: int, seed: int) -> Arrays:
 
 
 def _split(
-    arrays: Arrays, config: ImageData | SyntheticData, holdout: int
-) -> dict[str, tuple[Bytes, Bytes]]:
-    """Images and labels of each split, by name; what a split means is said in the schema."""
-    images = np.concatenate([arrays.train_images, arrays.test_images])
-    labels = np.concatenate([arrays.train_labels, arrays.test_labels])
-    size, train = len(labels), len(arrays.train_labels)
-    parts: tuple[slice | np.ndarray, ...] = slice(train), slice(train, None), slice(train, None)
+    config: DataConfig, size: int, train: int, holdout: int
+) -> tuple[slice | np.ndarray, ...]:
+    """Which of all images train, validate and test; what a split means is said in the schema.
+
+    Args:
+        config: says how to split.
+        size: images in all.
+        train: how many of them, the first, are training images.
+        holdout: how many of those, the last, may be held out.
+    """
+    if config.split == "official":
+        return slice(train), slice(train, None), slice(train, None)
     if config.split == "holdout":
-        parts = slice(train - holdout), slice(train - holdout, train), slice(train, None)
-    elif config.split == "pooled":
-        order = np.random.default_rng(derive(config.seed, "split")).permutation(size)
-        parts = tuple(np.split(order, [size - size // 10 * 2, size - size // 10]))
-    names = ("train", "val", "test")
-    return {name: (images[i], labels[i]) for name, i in zip(names, parts, strict=True)}
+        return slice(train - holdout), slice(train - holdout, train), slice(train, None)
+    order = np.random.default_rng(derive(config.seed, "split")).permutation(size)
+    return tuple(np.split(order, [size - size // 10 * 2, size - size // 10]))

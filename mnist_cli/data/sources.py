@@ -84,11 +84,7 @@ def from_folder(spec: DatasetSpec, folder: Path) -> Arrays:
     inside = ("", "raw", spec.name, f"{spec.name}/raw", f"{spec.torchvision}/raw", BATCHES)
     for directory in (folder / name for name in inside):
         if any(path.is_file() for name in spec.files for path in _paths(spec, directory, name)):
-            try:
-                return _parse(spec, _read(spec, directory))
-            except DataError as error:
-                hint = f"put the published file there, or run `mnist data fetch {spec.name}`"
-                raise DataError(error.message, hint) from error
+            return _parse(spec, _read(spec, directory))
     raise DataError(f"no files of {spec.title} in {folder}", hint=f"it needs {_names(spec)}")
 
 
@@ -107,16 +103,18 @@ def _read(spec: DatasetSpec, folder: Path) -> list[bytes]:
     """The content of each file of the data set, its sum checked."""
     # More than any file needs: a batch also holds a name for each image, of some 40 bytes.
     limit = (spec.train + spec.test) * (128 + prod(spec.shape))
+    hint = f"put the published file there, or run `mnist data fetch {spec.name}`"
     contents = []
     for name, digest in spec.files.items():
         path = next(filter(Path.is_file, _paths(spec, folder, name)), folder / name)
         try:
             data = _unpack(path, name, limit)
         except (OSError, EOFError, KeyError, zlib.error, tarfile.TarError) as error:
-            raise DataError(f"{path} cannot be read: {error}") from error
+            raise DataError(f"{path} cannot be read: {error}", hint) from error
         algorithm = "md5" if len(digest) == 32 else "sha256"
         if hashlib.new(algorithm, data, usedforsecurity=False).hexdigest() != digest:
-            raise DataError(f"{path} is damaged or not of {spec.title}: {name} has another sum")
+            what = f"{path} is damaged or not of {spec.title}: {name} has another sum"
+            raise DataError(what, hint)
         contents.append(data)
     return contents
 

@@ -27,10 +27,7 @@ SHAPE = (1, 28, 28)
         (LogisticModel(name="logistic"), 7850),
         (MlpModel(name="mlp"), 784 * 32 + 32 + 32 * 10 + 10),
         (MlpModel(name="mlp", depth=1), 7850),
-        (
-            MlpModel(name="mlp", depth=5, width=512),
-            784 * 512 + 512 * 256 + 256 * 128 + 128 * 64 + 64 * 10 + 512 + 256 + 128 + 64 + 10,
-        ),
+        (MlpModel(name="mlp", depth=4, width=8), 785 * 8 + 9 * 4 + 5 * 2 + 3 * 10),
         (MlpModel(name="mlp", hidden=(50, 100)), 784 * 50 + 50 * 100 + 100 * 10 + 160),
         (CnnModel(name="cnn"), 9 * 16 + 16 + 16 * 16 * 9 + 16 + 16 * 10 * 9 + 10),
         (CnnModel(name="cnn_sequential"), 3930),
