@@ -1,5 +1,6 @@
 """`mnist config`."""
 
+import errno
 from pathlib import Path
 from typing import Annotated
 
@@ -80,7 +81,9 @@ def config_copy(
     # Its first line refers to a schema that is beside it, and will not be beside the copy.
     text = preset.path.read_text("utf-8").removeprefix(SCHEMA_LINE)
     try:
-        durable.create(path, text.encode())  # never over a file that is there
+        if path.exists():
+            raise FileExistsError(errno.EEXIST, "File exists")
+        durable.replace(path, text.encode())
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror}", "give another place to copy to") from error
     print(f"{path}: a copy of {preset.name}; train it with: mnist train --config {path}")

@@ -22,28 +22,13 @@ def replace(path: Path, content: bytes) -> None:
         OSError: the file is as it was (or as it was to become, if only its name could not be
             flushed); no temporary file is left.
     """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     with _naming(path):
-        with _written(path, content) as temporary:
+        try:
+            _write(os.open(temporary, _FLAGS | os.O_EXCL, 0o666), content)
             os.replace(temporary, path)  # noqa: PTH105 - tests inject faults into `os` here
-        _sync_directory(path.parent)
-
-
-def create(path: Path, content: bytes) -> None:
-    """Writes a file in full, where there is none of that name.
-
-    Raises:
-        FileExistsError: there is one.
-        OSError: it could not be written; no temporary file is left.
-    """
-    with _naming(path):
-        with _written(path, content) as temporary:
-            try:
-                os.link(temporary, path)
-            except FileExistsError:
-                raise
-            except OSError:  # a filesystem without links
-                os.close(os.open(path, _FLAGS | os.O_EXCL))
-                os.replace(temporary, path)  # noqa: PTH105
+        finally:
+            temporary.unlink(missing_ok=True)
         _sync_directory(path.parent)
 
 
@@ -75,17 +60,6 @@ def clear(folder: Path) -> None:
     """
     for path in folder.rglob(".*.????????.tmp"):
         path.unlink(missing_ok=True)
-
-
-@contextmanager
-def _written(path: Path, content: bytes) -> Iterator[Path]:
-    """A temporary file beside `path` with this content, gone at the end unless it was renamed."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        _write(os.open(temporary, _FLAGS | os.O_EXCL, 0o666), content)
-        yield temporary
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _write(handle: int, content: bytes) -> None:
