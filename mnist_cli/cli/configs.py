@@ -1,6 +1,5 @@
 """`mnist config`."""
 
-import errno
 from pathlib import Path
 from typing import Annotated
 
@@ -80,10 +79,11 @@ def config_copy(
     path = path / preset.path.name if path.is_dir() else path
     # Its first line refers to a schema that is beside it, and will not be beside the copy.
     text = preset.path.read_text("utf-8").removeprefix(SCHEMA_LINE)
+    elsewhere = "give another place to copy to"
+    if path.exists():
+        raise UsageError(f"{path}: File exists", elsewhere)
     try:
-        if path.exists():
-            raise FileExistsError(errno.EEXIST, "File exists")
         durable.replace(path, text.encode())
     except OSError as error:
-        raise UsageError(f"{path}: {error.strerror}", "give another place to copy to") from error
+        raise UsageError(f"{path}: {error.strerror}", elsewhere) from error
     print(f"{path}: a copy of {preset.name}; train it with: mnist train --config {path}")

@@ -143,7 +143,7 @@ def test_1_what_should_not_happen(mnist: Mnist, monkeypatch: pytest.MonkeyPatch)
     def broken() -> None:
         raise ZeroDivisionError("oh")
 
-    monkeypatch.setattr("mnist_cli.config.presets", broken)
+    monkeypatch.setattr("mnist_cli.cli.configs.presets", broken)
     one_error(mnist("config", "list"), 1, "ZeroDivisionError: oh")
 
 
