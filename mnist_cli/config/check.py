@@ -11,7 +11,8 @@ from mnist_cli.config import schema
 from mnist_cli.config.document import Path, Problem, quoted
 from mnist_cli.config.schema import Config, Section
 
-AT_KEY = ("extra_forbidden", "missing", "value_error", "of_another_variant")
+OF_ANOTHER = "of_another_variant"
+AT_KEY = ("extra_forbidden", "missing", "value_error", OF_ANOTHER)
 """Kinds of problems that are shown at the key of a setting, not at its value."""
 
 # Where pydantic's own words speak of Python.
@@ -77,10 +78,10 @@ def _problems(detail: ErrorDetails, path: Path) -> Iterator[Problem]:
         # What else is wrong, as the variant with the most similar name would have it.
         near = [*schema.nearest(name, kinds), *kinds]
         others = check_section(section, {**value, "name": near[0]})[1]
-        yield from (p for p in others if p.kind not in AT_KEY[1:])
+        yield from (p for p in others if p.kind not in ("missing", "value_error", OF_ANOTHER))
     elif kind == "extra_forbidden":
         message = f"unknown setting{schema.meant('.'.join(map(str, path)), schema.setting_keys())}"
         owners = [name for name, fields in kinds.items() if path[-1] in fields.model_fields]
         if owners:
-            kind, message = AT_KEY[-1], f"not a setting of {variant}, but of {', '.join(owners)}"
+            kind, message = OF_ANOTHER, f"not a setting of {variant}, but of {', '.join(owners)}"
     yield Problem(path, message, kind)

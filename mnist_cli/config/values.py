@@ -27,6 +27,8 @@ def parse_values(text: str, name: str, *, count: bool = False) -> Document:
         The list, and what is wrong with it.
     """
     if count and re.fullmatch(_WHOLE, text.strip()):
+        if int(text) < 1:
+            return Document([], {}, [Problem((), "must be at least 1: it is how many there are")])
         text = f"0..{int(text) - 1}"
     read = parse(f"[{text}]", name)
     items = read.values if isinstance(read.values, list) else []
