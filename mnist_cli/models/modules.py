@@ -70,7 +70,7 @@ class CnnSequential(nn.Sequential):
     def __init__(self, config: CnnModel, shape: Shape, classes: int) -> None:
         conv1, conv2, conv3 = _convolutions(config, shape, classes)
         super().__init__(
-            nn.Sequential(nn.Flatten(), nn.Unflatten(1, shape)),  # rows of pixels will do too
+            Reshape(shape),
             conv1,
             nn.ReLU(),
             conv2,
@@ -88,6 +88,18 @@ def _convolutions(config: CnnModel, shape: Shape, classes: int) -> list[nn.Conv2
         nn.Conv2d(inputs, outputs, kernel_size=3, stride=2, padding=1)
         for inputs, outputs in pairwise(channels)
     ]
+
+
+class Reshape(nn.Module):
+    """Gives every image of a batch a shape, so that rows of pixels will do as images too."""
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        self.shape = shape
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (batch, ...) to (batch, channels, height, width)."""
+        return images.reshape(-1, *self.shape)
 
 
 MODELS: dict[str, Callable[..., nn.Module]] = {  # take (config, shape, classes)
