@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
 from rich.console import Console
 from rich.progress import Progress
+from typer import Option
 
 from mnist_cli.cli.options import Device, Json
 from mnist_cli.cli.screen import console, human_console, print_json
@@ -19,18 +19,18 @@ BUSY = 0.3  # cores that other work may have before it is worth a note
 def bench(
     only: Annotated[
         str | None,
-        typer.Option("--only", metavar="LIST", help="Which to measure: E1,E5 or mlp,cnn [all]."),
+        Option("--only", metavar="LIST", help="Which to measure: E1,E5 or mlp,cnn [all]."),
     ] = None,
     rounds: Annotated[
-        int, typer.Option("--rounds", metavar="N", min=1, help="How often all is measured.")
+        int, Option("--rounds", metavar="N", min=1, help="How often all is measured.")
     ] = 5,
     device: Device = None,
     plot: Annotated[
         Path | None,
-        typer.Option("--plot", metavar="FILE", help="Draw the costs into this PNG [not drawn]."),
+        Option("--plot", metavar="FILE", help="Draw the costs into this PNG [not drawn]."),
     ] = None,
     quick: Annotated[
-        bool, typer.Option("--quick", help="One short round, to see that it works.")
+        bool, Option("--quick", help="One short round, to see that it works.")
     ] = False,
     as_json: Json = False,
 ) -> None:
@@ -67,12 +67,8 @@ def _print(human: Console, results: Mapping[str, Any]) -> None:
     from mnist_cli.report import tables
 
     for work in results["works"]:
-        rows = [_row(variant) for variant in work["variants"]]
-        table = tables.table(*rows[0])
-        for row in rows:
-            table.add_row(*row.values())
         human.print("{experiment} {name}: {about}, batch {batch_size}, {optimizer}".format(**work))
-        human.print(table)
+        human.print(tables.table_of([_row(variant) for variant in work["variants"]]))
     machine = results["machine"]
     human.print(
         "measured on {cpu} (cores: {cores}), device {device}, torch {torch} (threads: {threads}), "

@@ -3,27 +3,24 @@
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Any
 
 import typer
-from rich.console import Console
+from typer import Argument, Option
 
 from mnist_cli import config as configs
 from mnist_cli.cli import options as opt
 from mnist_cli.cli import screen
-from mnist_cli.cli.screen import console, human_console, print_json
 from mnist_cli.config import Config, Flag
 from mnist_cli.errors import CheckpointError, UsageError
+from mnist_cli.report import tables
 from mnist_cli.runs import interrupts, store
-
-if TYPE_CHECKING:
-    from mnist_cli.data import pictures
 
 
 def evaluate(
     overrides: opt.Overrides = None,
     checkpoint: opt.CheckpointOption = Path("best.pt"),
-    split: Annotated[opt.SplitName, typer.Option("--split", help="Which images.")] = "test",
+    split: Annotated[opt.SplitName, Option("--split", help="Which images.")] = "test",
     device: opt.Device = None,
     runs_dir: opt.RunsDir = None,
     as_json: opt.Json = False,
@@ -32,10 +29,8 @@ def evaluate(
 
     It may be given as a run's name or folder; a file name that is not here is that of the newest.
     """
-    human = human_console(as_json)
-    path = _find_checkpoint(checkpoint, store.runs_root(runs_dir), human)
+    path = _find_checkpoint(checkpoint, store.runs_root(runs_dir), as_json)
 
-    from mnist_cli.report import tables
     from mnist_cli.runs import checkpoint as checkpoints
     from mnist_cli.runs.datasets import Datasets
     from mnist_cli.runs.evaluate import evaluate
@@ -43,19 +38,17 @@ def evaluate(
     interrupts.listen()
     state = checkpoints.load(path)
     settings = _checkpoint_config(state.config, path, overrides or (), opt.given(device=device))
-    loss, accuracy, count = evaluate(state, settings, split, Datasets(console(stderr=True).print))
-    data = settings.data
-    human.print(
-        f"{split} accuracy {tables.percent(accuracy)}, loss {tables.loss(loss)} "
-        f"({count:,} images, {data.name} {data.split} split)"
-    )
-    if as_json:
-        figures = {"split": split, "n": count, "loss": loss, "acc": accuracy}
-        print_json({"checkpoint": str(path), "data": data.name, **figures})
+    datasets, data = Datasets(screen.console(stderr=True).print), settings.data
+    loss, accuracy, count = evaluate(state, settings, split, datasets)
+    figures = {"n": count, "loss": loss, "acc": accuracy}
+    document = {"checkpoint": str(path), "data": data.name, "split": split, **figures}
+    about = f"{count:,} images, {data.name} {data.split} split"
+    words = f"{split} accuracy {tables.percent(accuracy)}, loss {tables.loss(loss)} ({about})"
+    screen.print_result(as_json, document, words)
 
 
 def predict(
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Picture files.")],
+    images: Annotated[list[Path], Argument(metavar="IMAGE...", help="Picture files.")],
     checkpoint: opt.CheckpointOption = Path("best.pt"),
     device: opt.Device = None,
     runs_dir: opt.RunsDir = None,
@@ -66,43 +59,43 @@ def predict(
     They may be of any size, photographed, scanned or drawn, dark on light or light on dark. If one
     cannot be read the others are predicted all the same, and the exit code is 2.
     """
-    human = human_console(as_json)
-    path = _find_checkpoint(checkpoint, store.runs_root(runs_dir), human)
+    path = _find_checkpoint(checkpoint, store.runs_root(runs_dir), as_json)
 
     import numpy as np
 
+    from mnist_cli.data import pictures
     from mnist_cli.data.dataset import form
-    from mnist_cli.report import tables
     from mnist_cli.runs import checkpoint as checkpoints
     from mnist_cli.runs.evaluate import predict
 
     state = checkpoints.load(path)
     settings = _checkpoint_config(state.config, path, (), opt.given(device=device))
     shape, _ = form(settings.data)
-    prepared = [_prepared(image, settings.data.name, shape) for image in images]
-    read = [pixels for pixels in prepared if not isinstance(pixels, UsageError)]
-    found = iter(predict(state, settings, np.stack(read)) if read else ())
-    rows: list[dict[str, object]] = []
-    for image, pixels in zip(images, prepared, strict=True):
-        if isinstance(pixels, UsageError):
-            screen.print_error(pixels)
-            rows.append({"image": str(image), "error": pixels.message})
-            continue
-        probabilities = next(found)
-        human.print(tables.prediction(str(image), probabilities))
-        top = max(probabilities, key=probabilities.__getitem__)
-        prediction = {"class": top, "probability": probabilities[top]}
-        rows.append({"image": str(image), **prediction, "probabilities": probabilities})
-    if as_json:
-        print_json(rows)
-    if len(read) < len(images):
+    rows: list[dict[str, Any]] = []
+    readable = []
+    for image in images:
+        rows.append({"image": str(image)})
+        try:
+            readable.append((rows[-1], pictures.prepare(image, settings.data.name, shape)))
+        except UsageError as error:
+            screen.print_error(error)
+            rows[-1]["error"] = error.message
+    pixels = [pixels for _, pixels in readable]
+    predicted = predict(state, settings, np.stack(pixels)) if readable else []
+    parts = []
+    for (row, _), found in zip(readable, predicted, strict=True):
+        top = max(found, key=found.__getitem__)
+        row |= {"class": top, "probability": found[top], "probabilities": found}
+        parts.append(tables.prediction(row["image"], found))
+    screen.print_result(as_json, rows, *parts)
+    if len(readable) < len(images):
         raise typer.Exit(UsageError.exit_code)
 
 
 def import_weights(
     weights: Annotated[
         Path,
-        typer.Argument(
+        Argument(
             metavar="WEIGHTS",
             help="A pickled dict of NumPy arrays, .npz, .safetensors, or a torch state dict.",
         ),
@@ -118,7 +111,6 @@ def import_weights(
     for a network of linear layers. If they want pixels of 0..255, add data.normalize=false.
     """
     loaded = configs.load(config, overrides or ())
-    human = human_console(as_json)
     screen.print_origin(loaded)
 
     from mnist_cli.runs.import_weights import import_weights, read
@@ -127,15 +119,14 @@ def import_weights(
     found = read(weights)
     folder, rounded = import_weights(found, loaded.config, store.runs_root(runs_dir))
     source = f"{weights} ({found.format}, {len(found.tensors)} arrays)"
-    human.print(f"{folder.name}: the {loaded.config.model.name} of {source}")
+    parts = [f"{folder.name}: the {loaded.config.model.name} of {source}"]
     if rounded:
-        human.print(f"note: they were rounded to {loaded.config.train.precision}")
-    screen.print_checkpoint(human, folder.best)
-    if as_json:
-        print_json(folder.summary())
+        parts.append(f"note: they were rounded to {loaded.config.train.precision}")
+    parts += screen.checkpoint_lines(folder.best)
+    screen.print_result(as_json, folder.summary(), *parts)
 
 
-def _find_checkpoint(path: Path, root: Path, human: Console) -> Path:
+def _find_checkpoint(path: Path, root: Path, as_json: bool) -> Path:
     """That file; or the best of a run, by its name or folder; or a file of the newest run."""
     if not path.is_file():
         with suppress(UsageError):
@@ -143,7 +134,7 @@ def _find_checkpoint(path: Path, root: Path, human: Console) -> Path:
     if path.exists() or path.is_symlink():
         return path
     if path.name == str(path) and (newest := store.newest_checkpoint(root, path.name)):
-        human.print(f"{path} is not here; taking the newest: {newest}")
+        screen.human_console(as_json).print(f"{path} is not here; taking the newest: {newest}")
         return newest
     hint = "`mnist runs list` shows the runs there are"
     raise CheckpointError(f"{path}: there is no such file or run", hint)
@@ -177,17 +168,7 @@ def _checkpoint_config(
         )
     ignore = {"batch_size", "shuffle", "normalize"}
     if settings.data.model_dump(exclude=ignore) != own.model_dump(exclude=ignore):
-        console(stderr=True).print(
+        screen.console(stderr=True).print(
             "note: not the split it was trained with, so it may have been trained on these images"
         )
     return settings
-
-
-def _prepared(image: Path, data: str, shape: tuple[int, int, int]) -> "pictures.Bytes | UsageError":
-    """A picture as an image of a data set, or why it cannot be one."""
-    from mnist_cli.data import pictures
-
-    try:
-        return pictures.prepare(image, data, shape)
-    except UsageError as error:
-        return error

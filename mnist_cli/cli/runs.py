@@ -1,13 +1,14 @@
 """`mnist runs` and `mnist plot`: looking at what was trained."""
 
-import shlex
 from typing import Annotated
 
 import typer
+from typer import Option
 
 from mnist_cli import config as configs
-from mnist_cli.cli.options import Json, RunsDir, SplitName
-from mnist_cli.cli.screen import console, print_json
+from mnist_cli.cli.options import Json, RunArgument, RunsDir, SplitName
+from mnist_cli.cli.screen import console, print_json, resume_command
+from mnist_cli.report import tables
 from mnist_cli.runs import interrupts, store
 
 app = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help="Look at the runs there are.")
@@ -16,8 +17,6 @@ app = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help="Look at the
 @app.command("list")
 def runs_list(runs_dir: RunsDir = None, as_json: Json = False) -> None:
     """Every run and sweep in the runs directory, newest last."""
-    from mnist_cli.report import tables
-
     root = store.runs_root(runs_dir)
     # The status first: a run that has ended by then has told everything.
     found = [(run, run.status(), run.meta(), run.summary()) for run in store.all_runs(root)]
@@ -34,14 +33,8 @@ def runs_list(runs_dir: RunsDir = None, as_json: Json = False) -> None:
 
 
 @app.command("show")
-def runs_show(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="Its name, or its folder.")],
-    runs_dir: RunsDir = None,
-    as_json: Json = False,
-) -> None:
+def runs_show(run: RunArgument, runs_dir: RunsDir = None, as_json: Json = False) -> None:
     """One run or sweep: what it was asked, where it ran, and what was measured."""
-    from mnist_cli.report import tables
-
     folder = store.find(store.runs_root(runs_dir), run)
     if as_json:
         metrics = folder.metrics()
@@ -51,17 +44,12 @@ def runs_show(
     for part in tables.run_page(folder, status):
         console().print(part)
     if status in ("dead", "interrupted"):
-        owner = folder.owner
-        known = runs_dir is None and owner.path == store.runs_root(None) / owner.name
-        name = shlex.quote(owner.name if known else str(owner.path))
-        console().print(f"to go on:       mnist resume {name}")
+        console().print(f"to go on:       {resume_command(folder.owner)}")
 
 
 def plot(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="A run or sweep: name or folder.")],
-    split: Annotated[
-        SplitName, typer.Option("--split", help="Whose images to show mistakes of.")
-    ] = "val",
+    run: RunArgument,
+    split: Annotated[SplitName, Option("--split", help="Whose mistakes to show.")] = "val",
     runs_dir: RunsDir = None,
 ) -> None:
     """Draw all pictures of a run or sweep anew: curves, and its best checkpoint's mistakes."""

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, TextIO, cast
 
 import typer
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -135,10 +135,24 @@ def print_json(value: Any) -> None:
     print(json.dumps(store.finite(value), indent=2))
 
 
-def print_checkpoint(human: Console, path: Path) -> None:
+def print_result(as_json: bool, document: Any, *parts: RenderableType) -> None:
+    """What a command came to: its parts for people, and with `--json` the document for programs."""
+    human = human_console(as_json)
+    for part in parts:
+        human.print(part)
+    if as_json:
+        print_json(document)
+
+
+def checkpoint_lines(path: Path) -> tuple[str, str]:
     """Where the best weights are, and how to measure them."""
-    human.print(f"best checkpoint: {path}")
-    human.print(f"to evaluate it:  mnist eval --checkpoint {shlex.quote(str(path))}")
+    measure = f"mnist eval --checkpoint {shlex.quote(str(path))}"
+    return f"best checkpoint: {path}", f"to evaluate it:  {measure}"
+
+
+def resume_command(folder: store.RunDirectory) -> str:
+    """The command that goes on with a run."""
+    return f"mnist resume {shlex.quote(str(folder.path))}"
 
 
 def print_error(error: Exception) -> int:
@@ -160,8 +174,6 @@ def _explained(error: Exception) -> MnistError:
         text = error.format_message()
         hint = "`mnist --help` and `mnist COMMAND --help` list what there is"
         return UsageError(text, None if text.startswith("Usage:") else hint)
-    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
-        return UsageError(f"{error.filename}: the name is too long", "give a shorter path")
     if isinstance(error, OSError) or remedy(error):
         return MnistError(in_words(error), remedy(error))
     hint = "this should not happen; --debug shows where it did"

@@ -2,17 +2,17 @@
 
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Self
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-from rich.console import Console
+from rich.console import RenderableType
+from typer import Argument, Option
 
 from mnist_cli import config as configs
 from mnist_cli.cli import options as opt
-from mnist_cli.cli.screen import console, human_console, print_checkpoint, print_json, print_origin
+from mnist_cli.cli import screen
 from mnist_cli.config import Config, Flag
 from mnist_cli.errors import MnistError, RunError, SweepError, UsageError, in_words, remedy
 from mnist_cli.report import tables
@@ -23,31 +23,9 @@ from mnist_cli.sweeps.expand import Trial, expand, group, separators
 if TYPE_CHECKING:
     from mnist_cli.runs.datasets import Datasets
     from mnist_cli.runs.run import Run
-    from mnist_cli.sweeps.plan import Plan, StackPlan
+    from mnist_cli.sweeps.jobs import Event
+    from mnist_cli.sweeps.plan import Plan
     from mnist_cli.sweeps.sweep import Sweep
-
-
-@dataclass(frozen=True)
-class _Session:
-    """Where the data of a command comes from, and where its results go."""
-
-    datasets: "Datasets"
-    human: Console
-    as_json: bool
-
-    @classmethod
-    def start(cls, as_json: bool) -> Self:
-        from mnist_cli.runs.datasets import Datasets
-
-        interrupts.listen()
-        return cls(Datasets(console(stderr=True).print), human_console(as_json), as_json)
-
-    def show(self, document: Any, *lines: str) -> None:
-        """Prints lines for people, and the document for programs."""
-        for line in lines:
-            self.human.print(line)
-        if self.as_json:
-            print_json(document)
 
 
 def train(
@@ -69,28 +47,23 @@ def train(
     flags = opt.given(
         lr=lr, epochs=epochs, batch_size=batch_size, seed=seed, device=device, name=name
     )
-    axes = [Flag("--seeds", "train.seed", seeds)] if seeds is not None else []
+    axes = opt.given(seeds=seeds)
     loaded = configs.load(config, overrides or (), flags, axes)
     swept = {"train.seed": loaded.config.sweep["train.seed"]} if axes else {}
     chosen = loaded.config.model_copy(update={"sweep": swept})
     _note_choices(loaded)
+    root = store.runs_root(runs_dir)
+    if swept:
+        options = {"fuse": fuse == "on", "workers": workers, "test": False}
+        _start_sweep(chosen, expand(chosen), root, "seeds", options, as_json)
+        return
 
     from mnist_cli.runs import run as runs
 
-    session, root, title = _Session.start(as_json), store.runs_root(runs_dir), chosen.name or "run"
-    session.datasets.get(chosen)  # first of all: a run without its data or device leaves no folder
-    if swept:
-        trials = expand(chosen)  # may fail, and would leave an empty folder
-        with _held(lambda: store.create(root, f"{title}-seeds")) as folder:
-            made = _new_sweep(
-                chosen, trials, folder, session, fuse=fuse == "on", workers=workers, test=False
-            )
-            _train_sweep(*made, session)
-        return
-    with _held(lambda: store.create(root, title)) as folder:
-        run = runs.create(chosen, folder)
-        session.human.print(f"{folder.name}: {tables.experiment(chosen)}")
-        _train_run(run, _plan_alone(run, session), session)
+    datasets = _datasets()
+    datasets.get(chosen)  # first of all: a run without its data or device leaves no folder
+    with _held(lambda: store.create(root, chosen.name or "run")) as folder:
+        _train_run(runs.create(chosen, folder), datasets, as_json)
 
 
 def sweep(
@@ -98,12 +71,12 @@ def sweep(
     config: opt.ConfigOption = None,
     lrs: Annotated[
         str | None,
-        typer.Option("--lrs", metavar="LIST", help="Learning rates: 1e-1,1e-2 or log:1e-4:1e-1:7."),
+        Option("--lrs", metavar="LIST", help="Learning rates: 1e-1,1e-2 or log:1e-4:1e-1:7."),
     ] = None,
     seeds: opt.Seeds = None,
     grid: Annotated[
         list[str] | None,
-        typer.Option("--grid", metavar="KEY=LIST", help="Values of any setting; may be repeated."),
+        Option("--grid", metavar="KEY=LIST", help="Values of any setting; may be repeated."),
     ] = None,
     epochs: opt.Epochs = None,
     batch_size: opt.BatchSize = None,
@@ -113,15 +86,13 @@ def sweep(
     fuse: opt.Fuse = "on",
     workers: opt.Workers = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="List the runs and how they are grouped; run nothing.")
+        bool, Option("--dry-run", help="List the runs and how they are grouped; run nothing.")
     ] = False,
     as_json: opt.Json = False,
 ) -> None:
     """Train every combination of the swept settings, rank them, and test the winner once."""
     flags = opt.given(epochs=epochs, batch_size=batch_size, device=device, name=name)
-    axes = [Flag("--lrs", "optimizer.lr", lrs)] if lrs is not None else []
-    axes += [Flag("--seeds", "train.seed", seeds)] if seeds is not None else []
-    axes += [Flag("--grid", None, text) for text in grid or ()]
+    axes = opt.given(lrs=lrs, seeds=seeds) + [Flag("--grid", None, text) for text in grid or ()]
     loaded = configs.load(config, overrides or (), flags, axes)
     for key in loaded.changed:
         if key in loaded.config.sweep:
@@ -134,29 +105,15 @@ def sweep(
     if dry_run:
         _show_plan(trials, as_json)
         return
-
-    from mnist_cli.engine.device import resolve_device
-
-    session, root = _Session.start(as_json), store.runs_root(runs_dir)
-    for wanted in {trial.config.train.device for trial in trials}:
-        resolve_device(wanted)
-    for trial in {trial.config.data.name: trial for trial in trials}.values():
-        session.datasets.get(trial.config)
-    with _held(lambda: store.create(root, f"{loaded.config.name or 'run'}-sweep")) as folder:
-        made = _new_sweep(
-            loaded.config, trials, folder, session, fuse=fuse == "on", workers=workers, test=True
-        )
-        _train_sweep(*made, session)
+    options = {"fuse": fuse == "on", "workers": workers, "test": True}
+    _start_sweep(loaded.config, trials, store.runs_root(runs_dir), "sweep", options, as_json)
 
 
 def resume(
-    run: Annotated[
-        str, typer.Argument(metavar="RUN", help="A run or a sweep: its name or folder.")
-    ],
-    changes: Annotated[list[str] | None, typer.Argument(hidden=True)] = None,
+    run: opt.RunArgument,
+    changes: Annotated[list[str] | None, Argument(hidden=True)] = None,
     epochs: Annotated[
-        int | None,
-        typer.Option("--epochs", metavar="N", min=1, help="Train on, to N epochs in all."),
+        int | None, Option("--epochs", metavar="N", min=1, help="Train on, to N epochs in all.")
     ] = None,
     runs_dir: opt.RunsDir = None,
     workers: opt.Workers = None,
@@ -170,84 +127,90 @@ def resume(
     """
     folder = store.find(store.runs_root(runs_dir), run)
     if changes:
+        another = shlex.join(["mnist", "train", "--config", str(folder.config_path), *changes])
         raise UsageError(
             f"a run goes on as it began: {changes[0]} cannot be changed",
-            f"start another: mnist train --config {shlex.quote(str(folder.config_path))} "
-            f"{shlex.join(changes)}",
+            f"start another: {another}",
         )
     owner = store.RunDirectory(folder.path.resolve()).owner
     if owner.path != folder.path.resolve() and owner.is_sweep:
-        raise UsageError(f"{folder.name} goes on with its sweep", f"go on with: {_resume(owner)}")
-    session, note = _Session.start(as_json), console(stderr=True).print
+        raise UsageError(
+            f"{folder.name} goes on with its sweep", f"go on with: {screen.resume_command(owner)}"
+        )
+    datasets, note = _datasets(), screen.console(stderr=True).print
     with _held(lambda: folder):
         from mnist_cli.runs import run as runs
         from mnist_cli.sweeps import sweep as sweeps
-        from mnist_cli.sweeps.plan import StackPlan
 
         if folder.is_sweep:
             sweep = sweeps.reopen(folder, epochs, note)
-            if sweep.status == "finished":
-                ended = f"{folder.name} is finished: {len(sweep.runs)} runs"
-                session.show(folder.summary(), ended)
+            if sweep.status != "finished":
+                plan = sweeps.restore_partition(sweep, datasets, workers)
+                _train_sweep(sweep, plan, datasets, as_json)
                 return
-            _train_sweep(sweep, sweeps.restore_partition(sweep, session.datasets, workers), session)
-            return
-        one = runs.reopen(folder, epochs, note)
-        if one.status != "waiting":
-            session.show(
-                runs.summary(one), f"{folder.name} is {one.status}: {len(one.records)} epochs"
-            )
-            return
-        done = f" from epoch {len(one.records) + 1}" if one.records else ""
-        session.human.print(f"{folder.name} goes on{done}: {tables.experiment(one.config)}")
-        threads = one.meta.get("threads")
-        plan = StackPlan((0,), threads) if threads else _plan_alone(one, session)
-        _train_run(one, plan, session)
+            ended, summary = f"is finished: {len(sweep.runs)} runs", folder.summary()
+        else:
+            one = runs.reopen(folder, epochs, note)
+            if one.status == "waiting":
+                _train_run(one, datasets, as_json)
+                return
+            ended, summary = f"is {one.status}: {len(one.records)} epochs", folder.summary()
+        screen.print_result(as_json, summary, f"{folder.name} {ended}")
 
 
-def _new_sweep(
+def _datasets() -> "Datasets":
+    """Where the data comes from. From now on there is something to save when a signal comes."""
+    from mnist_cli.runs.datasets import Datasets
+
+    interrupts.listen()
+    return Datasets(screen.console(stderr=True).print)
+
+
+def _start_sweep(
     config: Config,
     trials: Sequence[Trial],
-    folder: store.RunDirectory,
-    session: _Session,
-    **options: Any,
-) -> "tuple[Sweep, Plan]":
+    root: Path,
+    kind: str,
+    options: Mapping[str, Any],
+    as_json: bool,
+) -> None:
+    """Makes a sweep in a folder of its own and trains it; `options` are those of `sweep.create`."""
     from mnist_cli.sweeps import sweep as sweeps
 
-    sweep = sweeps.create(config, trials, folder, **options)
-    return sweep, sweeps.partition(sweep, session.datasets)
+    datasets = _datasets()
+    kinds = {(t.config.data.name, t.config.train.device): t.config for t in trials}
+    for each in kinds.values():  # first of all: without its data or device it leaves no folder
+        datasets.get(each)
+    with _held(lambda: store.create(root, f"{config.name or 'run'}-{kind}")) as folder:
+        sweep = sweeps.create(config, trials, folder, **options)
+        _train_sweep(sweep, sweeps.partition(sweep, datasets), datasets, as_json)
 
 
-def _plan_alone(run: "Run", session: _Session) -> "StackPlan":
-    from mnist_cli.sweeps.plan import plan
-
-    return plan([[0]], [run.config], [session.datasets.get(run.config)]).stacks[0]
-
-
-def _train_run(run: "Run", plan: "StackPlan", session: _Session) -> None:
+def _train_run(run: "Run", datasets: "Datasets", as_json: bool) -> None:
     """Trains a run and shows what came of it."""
-    from mnist_cli.report.live import Display
     from mnist_cli.runs.run import summary
     from mnist_cli.sweeps.driver import drive
     from mnist_cli.sweeps.executors import InProcess
-    from mnist_cli.sweeps.jobs import Failed
+    from mnist_cli.sweeps.plan import StackPlan, plan
 
-    display = Display(console(stderr=True), {}, _steps([run], session))
-    with display.live(), closing(drive([run], [plan], InProcess(session.datasets))) as events:
-        for event in events:
-            display.show(event)
-            if isinstance(event, Failed):
-                raise _failure(run.folder, event.error) from event.error
-    _show_reference(session.human, run.config, [run])
-    if run.best:
-        session.human.print(
+    begins = f" goes on from epoch {len(run.records) + 1}" if run.records else ""
+    about = f"{run.folder.name}{begins}: {tables.experiment(run.config)}"
+    screen.human_console(as_json).print(about)
+    stacks = plan([[0]], [run.config], [datasets.get(run.config)]).stacks
+    if threads := run.meta.get("threads"):  # as many as before, which decide its bits
+        stacks = (StackPlan((0,), threads),)
+    failures = _watch(drive([run], stacks, InProcess(datasets)), [run], {}, datasets)
+    if failures:
+        raise _failure(run.folder, failures[0]) from failures[0]
+    parts = (
+        []
+        if run.best is None
+        else [
             f"best: epoch {run.best['epoch']}, val acc {tables.percent(run.best['val/acc'])}, "
-            f"val loss {tables.loss(run.best['val/loss'])}, "
-            f"{tables.duration(run.seconds)} in all"
-        )
-        print_checkpoint(session.human, run.folder.best)
-    session.show(summary(run))
-    _draw(run.folder)  # last: whoever has no patience for pictures has seen the figures
+            f"val loss {tables.loss(run.best['val/loss'])}, {tables.duration(run.seconds)} in all"
+        ]
+    )
+    _show_outcome(run, [run], summary(run), parts, as_json)
     if run.status == "diverged":
         raise RunError(
             f"{run.folder.name} diverged: its loss is no longer finite in epoch {len(run.records)}",
@@ -255,119 +218,114 @@ def _train_run(run: "Run", plan: "StackPlan", session: _Session) -> None:
         )
 
 
-def _train_sweep(sweep: "Sweep", plan: "Plan", session: _Session) -> None:
+def _train_sweep(sweep: "Sweep", plan: "Plan", datasets: "Datasets", as_json: bool) -> None:
     """Trains a sweep and shows what came of it."""
-    from mnist_cli.report.live import Display
-    from mnist_cli.sweeps import executors
     from mnist_cli.sweeps import sweep as sweeps
-    from mnist_cli.sweeps.jobs import Failed
+    from mnist_cli.sweeps.executors import Executor, InProcess, LocalProcesses
 
-    processes = f" in {plan.workers} processes" if plan.workers > 1 else ""
-    session.human.print(
-        f"{sweep.folder.name}: {tables.counted(len(sweep.runs), 'run')} in "
-        f"{tables.counted(len(plan.stacks), 'stack')}{processes}: "
+    stacks = tables.counted(len(plan.stacks), "stack")
+    executor: Executor = InProcess(datasets)
+    if plan.workers > 1:
+        stacks += f" in {plan.workers} processes"
+        executor = LocalProcesses(datasets, plan.workers)
+    screen.human_console(as_json).print(
+        f"{sweep.folder.name}: {tables.counted(len(sweep.runs), 'run')} in {stacks}: "
         f"{tables.experiment(sweep.config)}"
-    )
-    executor: executors.Executor = (
-        executors.LocalProcesses(session.datasets, plan.workers)
-        if plan.workers > 1
-        else executors.InProcess(session.datasets)
     )
     labels = {
         run.folder.name: trial.settings for run, trial in zip(sweep.runs, sweep.trials, strict=True)
     }
-    display = Display(console(stderr=True), labels, _steps(sweep.runs, session))
-    failures: list[Exception] = []
-    with (
-        display.live(),
-        closing(sweeps.run(sweep, plan.stacks, executor, session.datasets)) as events,
-    ):
-        for event in events:
-            display.show(event)
-            failures += [event.error] if isinstance(event, Failed) else []
+    events = sweeps.run(sweep, plan.stacks, executor, datasets)
+    failures = _watch(events, sweep.runs, labels, datasets)
     summary = sweeps.summary(sweep)
-    for part in tables.ranking(summary, sweep.config.train.select):
-        session.human.print(part)
-    _show_reference(session.human, sweep.config, sweep.runs, sweep.test)
+    parts = [*tables.ranking(summary, sweep.config.train.select)]
     if summary["best"]:
-        session.human.print(f"{tables.duration(sweep.seconds)} in all")
-        print_checkpoint(session.human, sweep.folder.best)
-    session.show(summary)
-    _draw(sweep.folder)
+        parts.append(f"{tables.duration(sweep.seconds)} in all")
+    _show_outcome(sweep, sweep.runs, summary, parts, as_json)
     failed = [run.folder.name for run in sweep.runs if run.status == "failed"]
     if failed:
         cause = failures[0] if failures else None  # which --debug shows
         raise SweepError(
             f"{len(failed)} of {len(sweep.runs)} runs failed: {', '.join(failed)}",
-            f"the meta.json of each says why; go on with: {_resume(sweep.folder)}",
+            f"the meta.json of each says why; go on with: {screen.resume_command(sweep.folder)}",
         ) from cause
     if sweep.status == "diverged":
         raise RunError("every run diverged", "try lower learning rates: --lrs")
 
 
-def _steps(runs: Sequence["Run"], session: _Session) -> int:
-    """How many steps the runs that are still to end have together."""
-    configs = [run.config for run in runs if run.status == "waiting"]
-    return sum(c.steps(len(session.datasets.get(c).split("train"))) for c in configs)
+def _watch(
+    events: "Generator[Event, None, None]",
+    runs: Sequence["Run"],
+    labels: Mapping[str, Mapping[str, Any]],
+    datasets: "Datasets",
+) -> list[Exception]:
+    """Shows what happens until all has ended; returns what failed."""
+    from mnist_cli.report.live import Display
+    from mnist_cli.sweeps.jobs import Failed
+
+    waiting = [run.config for run in runs if run.status == "waiting"]
+    steps = sum(config.steps(len(datasets.get(config).split("train"))) for config in waiting)
+    display = Display(screen.console(stderr=True), labels, steps)
+    failures = []
+    with display.live(), closing(events):
+        for event in events:
+            display.show(event)
+            if isinstance(event, Failed):
+                failures.append(event.error)
+    return failures
+
+
+def _show_outcome(
+    trained: "Run | Sweep",
+    runs: Sequence["Run"],
+    summary: Mapping[str, Any],
+    parts: Sequence[RenderableType],
+    as_json: bool,
+) -> None:
+    """What came of a run or a sweep, beside what was published, in numbers and in pictures."""
+    from mnist_cli.report import plots
+
+    if reference := trained.config.reference:
+        measured = [(dict(run.config.settings()), run.figures) for run in runs]
+        winner = summary["best"] if "sweep" in summary else None
+        listing = tables.reference_table(reference, measured, winner or {})
+        parts = [*parts, f"published: {reference.source}", listing] if listing else parts
+    where = screen.checkpoint_lines(trained.folder.best) if summary["best"] else ()
+    screen.print_result(as_json, summary, *parts, *where)
+    try:  # last: whoever has no patience for pictures has seen the figures
+        plots.draw(trained.folder)
+    except Exception as error:  # noqa: BLE001 - whatever it is, the run is finished and saved
+        print(f"warning: the pictures could not be drawn: {error}", file=sys.stderr)
 
 
 def _show_plan(trials: Sequence[Trial], as_json: bool) -> None:
     """The runs of a sweep and which of them train together; nothing is run."""
-    human = human_console(as_json)
     stacks = group(trials)
     keys = separators(stacks)
     counts = f"{tables.counted(len(trials), 'run')} in {tables.counted(len(stacks), 'stack')}"
-    human.print(counts + (f"; one stack has one {', one '.join(keys)}" if keys else ""))
+    counts += f"; one stack has one {', one '.join(keys)}" if keys else ""
     stack_of = {trial.index: n for n, stack in enumerate(stacks, 1) for trial in stack}
-    human.print(tables.plan_table(trials, stack_of))
-    if as_json:
-        rows = [{"stack": stack_of[trial.index], **trial.settings} for trial in trials]
-        print_json({"runs": rows, "separated_by": keys})
+    rows = [{"stack": stack_of[trial.index], **trial.settings} for trial in trials]
+    document = {"runs": rows, "separated_by": keys}
+    screen.print_result(as_json, document, counts, tables.plan_table(trials, stack_of))
 
 
 def _note_choices(loaded: configs.Loaded) -> None:
-    print_origin(loaded)
+    screen.print_origin(loaded)
     config = loaded.config
     if "official" in {config.data.split, *config.sweep.get("data.split", ())}:
-        console(stderr=True).print(
+        screen.console(stderr=True).print(
             "note: the test set validates (data.split: official), so selection sees it"
         )
-
-
-def _show_reference(
-    human: Console, config: Config, runs: Sequence["Run"], best: dict[str, float] | None = None
-) -> None:
-    if config.reference is None:
-        return
-    measured = [(dict(run.config.settings()), run.figures) for run in runs]
-    listing = tables.reference_table(config.reference, measured, best or {})
-    if listing:
-        human.print(f"published: {config.reference.source}")
-        human.print(listing)
-
-
-def _draw(folder: store.RunDirectory) -> None:
-    """Draws the plots of a finished run; what was trained is not lost if they cannot be."""
-    from mnist_cli.report import plots
-
-    try:
-        plots.draw(folder)
-    except Exception as error:  # noqa: BLE001 - whatever it is, the run is finished and saved
-        print(f"warning: the pictures could not be drawn: {error}", file=sys.stderr)
 
 
 def _failure(folder: store.RunDirectory, error: Exception) -> MnistError:
     """What to say of a run that failed: why, and how it goes on."""
     if isinstance(error, MnistError):
         return error
-    hint, go_on = remedy(error), f"go on with: {_resume(folder)}"
+    hint, go_on = remedy(error), f"go on with: {screen.resume_command(folder)}"
     why = f"{folder.name} failed: {in_words(error)}"
     return RunError(why, f"{hint}; {go_on}" if hint else go_on)
-
-
-def _resume(folder: store.RunDirectory) -> str:
-    """The command that goes on with a run."""
-    return f"mnist resume {shlex.quote(str(folder.path))}"
 
 
 @contextmanager
@@ -380,34 +338,32 @@ def _held(begin: Callable[[], store.RunDirectory]) -> Iterator[store.RunDirector
     from mnist_cli.runs.run import hold, mark_interrupted
 
     folder = None
-    try:
-        with ExitStack() as held:
-            try:
-                with interrupts.held():
-                    folder = begin()
-                    held.enter_context(hold(folder))
-                yield folder
-            except (KeyboardInterrupt, Terminated):
-                if folder:
-                    with suppress(OSError):
-                        mark_interrupted(folder)
+    with ExitStack() as held:
+        try:
+            with interrupts.held():
+                folder = begin()
+                held.enter_context(hold(folder))
+            yield folder
+        except (KeyboardInterrupt, Terminated) as interruption:
+            if not folder:
                 raise
-    except (KeyboardInterrupt, Terminated) as interruption:
-        if not folder or folder.status() != "interrupted":  # it had ended, or had not begun
-            raise
-        if folder.is_sweep:
-            statuses = [trial.meta().get("status") for trial in folder.trials()]
-            saved = (
-                f"{statuses.count('finished')} of {len(statuses)} runs are finished, "
-                "finished epochs of the others saved"
-            )
-        else:
-            saved = f"{folder.summary().get('epochs', 0)} finished epochs are saved"
-        print(f"interrupted: {saved} in {folder.path}", file=sys.stderr)
-        print(f"hint: go on with: {_resume(folder)}", file=sys.stderr)
-        code = interruption.code if isinstance(interruption, Terminated) else 130
-        raise SystemExit(code) from None
-    except OSError as error:
-        if not folder or not folder.config_path.is_file():  # it had not begun
-            raise
-        raise _failure(folder, error) from error
+            with suppress(OSError):
+                mark_interrupted(folder)
+            if folder.status() != "interrupted":  # it had ended, or had not begun
+                raise
+            print(f"interrupted: {_saved(folder)} in {folder.path}", file=sys.stderr)
+            print(f"hint: go on with: {screen.resume_command(folder)}", file=sys.stderr)
+            code = interruption.code if isinstance(interruption, Terminated) else 130
+            raise SystemExit(code) from None
+        except OSError as error:
+            if not folder or not folder.config_path.is_file():  # it had not begun
+                raise
+            raise _failure(folder, error) from error
+
+
+def _saved(folder: store.RunDirectory) -> str:
+    if not folder.is_sweep:
+        return f"{folder.summary().get('epochs', 0)} finished epochs are saved"
+    statuses = [trial.meta().get("status") for trial in folder.trials()]
+    finished = f"{statuses.count('finished')} of {len(statuses)} runs are finished"
+    return f"{finished}, finished epochs of the others saved"

@@ -30,7 +30,7 @@ class Display:
         self._begun: list[tuple[Run, Started]] = []  # each run that trains or has, and its stack
         self._epochs = 0
         self._bar = _Bar(self.steps_done, console)
-        self._bar.add_task("", total=total_steps, latest="", speed="-")
+        self._bar.add_task("", total=total_steps, speed="-")
 
     def live(self) -> AbstractContextManager[object]:
         """While this is open, a terminal has a progress bar at its foot."""
@@ -50,9 +50,8 @@ class Display:
                 self._begun += [(run, event) for run in runs if run.status == "running"]
                 self._epochs = event.epochs
                 if self._labels:
-                    count = len(runs)
-                    together = f"{count} runs trained together" if count > 1 else "1 run alone"
-                    self._console.print(together)
+                    count = tables.counted(len(runs), "run")
+                    self._console.print(f"{count} {'together' if len(runs) > 1 else 'alone'}")
             case Epoch(runs=runs, records=records):
                 self._epoch(runs, records)
             case Failed(runs=runs, error=error):
@@ -64,13 +63,8 @@ class Display:
         if not alive:  # all that go on are still on the way to where they were
             return
         labels = [tables.settings(self._labels.get(run.folder.name, {})) for run in runs]
-        if self._labels:
-            self._console.print(tables.stack_line(records, labels, self._epochs))
-        else:
-            self._console.print(tables.epoch_line(alive[0], self._epochs))
-        best = max(alive, key=lambda record: record["val/acc"])
-        latest = f"val loss {tables.loss(best['val/loss'])}  acc {tables.percent(best['val/acc'])}"
-        self._bar.update(self._bar.task_ids[0], latest=latest)
+        line = tables.stack_line(records, labels, self._epochs) if self._labels else ""
+        self._console.print(line or tables.epoch_line(alive[0], self._epochs))
         for run, label in zip(runs, labels, strict=True):
             if run.status == "diverged" and len(run.records) == alive[0]["epoch"]:
                 name = f"{run.folder.name} ({label})" if label else run.folder.name
@@ -91,7 +85,6 @@ class _Bar(Progress):
         super().__init__(
             BarColumn(bar_width=24),
             TaskProgressColumn(),
-            TextColumn("{task.fields[latest]}"),
             TextColumn("{task.fields[speed]} steps/s"),
             TimeRemainingColumn(compact=True),
             console=console,

@@ -29,10 +29,18 @@ if TYPE_CHECKING:
     from mnist_cli.runs.evaluate import Classified
 
 Record = Mapping[str, Any]
+# Label, colour, what its metrics begin with, and the records of its runs, whose mean it shows.
+Line = tuple[str, Any, str, Sequence[Sequence[Record]]]
+
 
 STYLE = "seaborn-v0_8-whitegrid"
 TRAIN, VAL, BEST = "#7a8b99", "#1f6fb4", "#d1495b"
 GALLERY = 24  # worst mistakes shown
+SWEPT = {
+    "train/loss": "training loss",
+    "val/loss": "validation loss",
+    "val/acc": "validation accuracy",
+}
 MANY = 10  # more lines than this are told apart by a colour map and not by a legend
 
 
@@ -47,23 +55,28 @@ def draw(folder: RunDirectory) -> list[Path]:
         OSError: a picture cannot be written.
     """
     config = configs.load_text(folder.config_text(), str(folder.config_path))
-    title = f"{folder.name}\n{experiment(config)}"
+    title, summary = f"{folder.name}\n{experiment(config)}", folder.summary()
     folder.plots.mkdir(exist_ok=True)
-    curves, summary = folder.plots / "curves.png", folder.summary()
+    drawn = [folder.plots / "curves.png"]
     if not folder.is_sweep:
-        if records := folder.metrics():
-            with _figure(curves, title, columns=2) as cells:
-                _run_curves(cells, records, (summary.get("best") or {}).get("epoch"))
-        return [curves] if records else []
+        if not (records := folder.metrics()):
+            return []
+        lines = [("train", TRAIN, "train/", [records]), ("val", VAL, "val/", [records])]
+        best_epoch = (summary.get("best") or {}).get("epoch")
+        _curves(drawn[0], title, {"loss": "loss", "acc": "accuracy"}, lines, best_epoch)
+        return drawn
     trials = summary.get("trials", [])
-    runs = [folder.trial(index) for index in range(len(trials))]
     ranked = rank(trials, config.train.select)
-    groups = sorted(ranked, key=lambda group: min(group.trials))  # as they were asked for
     if not ranked or not ranked[0].acc:
         return []
-    with _figure(curves, title, columns=3) as cells:
-        _sweep_curves(cells, groups, [run.metrics() for run in runs])
-    drawn = [curves]
+    groups = sorted(ranked, key=lambda group: min(group.trials))  # as they were asked for
+    runs = [folder.trial(index) for index in range(len(trials))]
+    histories = [run.metrics() for run in runs]
+    lines = [
+        (settings(group.values) or "all seeds", colour, "", [histories[t] for t in group.trials])
+        for group, colour in zip(groups, _colours(len(groups)), strict=True)
+    ]
+    _curves(drawn[0], title, SWEPT, lines)
     for axis in axes(trials):
         if axis != SEED:
             drawn.append(folder.plots / f"accuracy-{axis}.png")
@@ -72,24 +85,27 @@ def draw(folder: RunDirectory) -> list[Path]:
     return drawn
 
 
-def image_grid(path: Path, title: str, images: np.ndarray, labels: Sequence[str]) -> None:
-    """Images in rows of ten, each titled with its label.
+def image_grid(
+    path: Path, title: str, images: np.ndarray, labels: Sequence[str], columns: int = 10
+) -> None:
+    """Images in rows, each titled with its label: grey as ink on paper, colour as it is.
 
     Args:
         path: the PNG.
         title: above them.
         images: uint8, shape (n, channels, height, width).
-        labels: n words.
+        labels: n short texts.
+        columns: how many in a row.
     """
-    columns = min(len(labels), 10)
-    rows = -(-len(labels) // columns)
-    with mpl.style.context(STYLE):
-        figure = Figure(figsize=(1.3 * columns + 0.4, 1.5 * rows + 0.4), layout="constrained")
-        for index, (image, label) in enumerate(zip(images, labels, strict=True)):
-            cell = figure.add_subplot(rows, columns, index + 1)
-            _image(cell, image)
-            cell.set_title(label, fontweight="bold")
-        _save(figure, path, title)
+    columns = min(len(labels), columns)
+    rows = math.ceil(len(labels) / columns)
+    with _figure(path, title, rows, columns, (1.4 * columns + 0.3, 1.7 * rows + 0.5)) as cells:
+        for cell in cells:
+            cell.set_axis_off()
+        for cell, image, label in zip(cells, images, labels, strict=False):
+            pixels = image[0] if len(image) == 1 else image.transpose(1, 2, 0)
+            cell.imshow(pixels, cmap="gray_r", vmin=0, vmax=255)
+            cell.set_title(label, fontsize=8)
 
 
 def mistaken(folder: Path, title: str, split: str, seen: "Classified") -> list[Path]:
@@ -104,16 +120,14 @@ def mistaken(folder: Path, title: str, split: str, seen: "Classified") -> list[P
     worst = seen.mistakes(GALLERY)
     if not len(worst):
         return [table]
-    rows = math.ceil(len(worst) / 6)
+    labels = [
+        f"is {seen.classes[truth]}, said {seen.classes[guess]}\n{percent(float(confidence), 1)}"
+        for truth, guess, confidence in zip(
+            seen.labels[worst], seen.guesses[worst], seen.confidences[worst], strict=True
+        )
+    ]
     title += f"\nthe {len(worst)} it was surest of, of {(~right).sum()} mistakes"
-    with _figure(gallery, title, rows, 6, (8.7, 1.75 * rows + 0.6)) as cells:
-        for cell in cells:
-            cell.set_axis_off()
-        for cell, index in zip(cells, worst, strict=False):
-            truth, guess = seen.classes[seen.labels[index]], seen.classes[seen.guesses[index]]
-            surely = percent(float(seen.confidences[index]), 1)
-            cell.set_title(f"is {truth}, said {guess}\n{surely}", fontsize=8)
-            _image(cell, seen.images[index])
+    image_grid(gallery, title, seen.images[worst], labels, columns=6)
     return [table, gallery]
 
 
@@ -135,34 +149,26 @@ def _confusion(path: Path, title: str, counts: np.ndarray, classes: Sequence[str
         cell.grid(visible=False)
 
 
-def _run_curves(cells: Sequence[Axes], records: Sequence[Record], best_epoch: int | None) -> None:
-    """Loss and accuracy of one run over its epochs, training and validation."""
-    for cell, kind, name in zip(cells, ("loss", "acc"), ("loss", "accuracy"), strict=True):
-        _curve(cell, [records], f"train/{kind}", color=TRAIN, label="train")
-        _curve(cell, [records], f"val/{kind}", color=VAL, label="val")
-        if best_epoch:
-            cell.axvline(best_epoch, color=BEST, ls=":", label=f"best (epoch {best_epoch})")
-        cell.legend()
-        _label(cell, "epoch", name)
-
-
-def _sweep_curves(
-    cells: Sequence[Axes], groups: Sequence[SeedGroup], histories: Sequence[Sequence[Record]]
+def _curves(
+    path: Path,
+    title: str,
+    panels: Mapping[str, str],
+    lines: Sequence[Line],
+    best_epoch: int | None = None,
 ) -> None:
-    """Training loss, validation loss and validation accuracy of every group over the epochs."""
-    names = {
-        "train/loss": "training loss",
-        "val/loss": "validation loss",
-        "val/acc": "validation accuracy",
-    }
-    for cell, (metric, name) in zip(cells, names.items(), strict=True):
-        for group, colour in zip(groups, _colours(len(groups)), strict=True):
-            records = [histories[trial] for trial in group.trials]
-            label = settings(group.values) or "all seeds"
-            _curve(cell, records, metric, color=colour, label=label)
-        _label(cell, "epoch", name)
-    if len(groups) <= MANY:
-        cells[-1].legend(loc="center left", bbox_to_anchor=(1.02, 0.5))
+    """Metrics over the epochs, each in a panel with a name."""
+    with _figure(path, title, columns=len(panels)) as cells:
+        for cell, (metric, name) in zip(cells, panels.items(), strict=True):
+            for label, colour, kind, runs in lines:
+                epochs = zip_longest(*([record[kind + metric] for record in run] for run in runs))
+                samples = [_sample(figures) for figures in epochs]
+                top = 1.0 if metric.endswith("acc") else math.inf
+                _line(cell, range(1, len(samples) + 1), samples, top, color=colour, label=label)
+            if best_epoch:
+                cell.axvline(best_epoch, color=BEST, ls=":", label=f"best (epoch {best_epoch})")
+            _label(cell, "epoch", name)
+        if len(lines) <= MANY:
+            cells[-1].legend(loc="center left", bbox_to_anchor=(1.02, 0.5))
 
 
 def _accuracy_against(
@@ -253,29 +259,10 @@ def _figure(
         size = size or (6.4 if columns == 1 else 4.6 * columns, 4.0)
         figure = Figure(figsize=size, layout="constrained")
         yield list(figure.subplots(rows, columns, squeeze=False, **options).flat)
-        _save(figure, path, title)
-
-
-def _save(figure: Figure, path: Path, title: str) -> None:
-    figure.suptitle(title, x=0.01, ha="left", fontsize=8.5, color="#555555")
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=150)
+        figure.suptitle(title, x=0.01, ha="left", fontsize=8.5, color="#555555")
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png", dpi=150)
     durable.replace(path, buffer.getvalue())
-
-
-def _image(cell: Axes, image: np.ndarray) -> None:
-    """One image (channels, height, width): grey as ink on paper, colour as it is."""
-    pixels = image[0] if len(image) == 1 else image.transpose(1, 2, 0)
-    cell.imshow(pixels, cmap="gray_r", vmin=0, vmax=255)
-    cell.set_axis_off()
-
-
-def _curve(cell: Axes, runs: Sequence[Sequence[Record]], metric: str, **style: Any) -> None:
-    """A metric over the epochs, of one run or the mean of several."""
-    figures = zip_longest(*([record[metric] for record in records] for records in runs))
-    samples = [_sample(values) for values in figures]
-    top = 1.0 if metric.endswith("acc") else math.inf
-    _line(cell, range(1, len(samples) + 1), samples, top, **style)
 
 
 def _line(
@@ -288,10 +275,8 @@ def _line(
     halves = np.array([sample.ci95_half_width for sample in samples])
     halves[~np.isfinite(halves)] = 0.0
     low, high = (means - halves).clip(0, top), (means + halves).clip(0, top)
-    if halves.any() and len(places) == 1:
-        cell.errorbar(places, means, [means - low, high - means], color=style["color"], capsize=4)
-    elif halves.any():
-        cell.fill_between(places, low, high, color=style["color"], alpha=0.18, lw=0)
+    if halves.any():  # the edge is what there is to see of a single point's
+        cell.fill_between(places, low, high, color=style["color"], alpha=0.18, lw=1)
 
 
 def _sample(values: Sequence[float | None]) -> Sample:

@@ -10,7 +10,6 @@ from datetime import datetime
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from rich import box
 from rich.console import RenderableType
 from rich.table import Table
@@ -23,6 +22,8 @@ from mnist_cli.sweeps import stats
 from mnist_cli.sweeps.stats import Sample, SeedGroup, Verdict
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from mnist_cli.sweeps.expand import Trial
 
 Record = Mapping[str, Any]
@@ -44,10 +45,15 @@ def table(*columns: str) -> Table:
 
 
 def table_of(rows: Sequence[Mapping[str, RenderableType]], marked: int | None = None) -> Table:
-    """A table whose columns are the keys of its rows, as in `table`; one row may be marked."""
-    made = table(*rows[0])
+    """A table whose columns are the keys of its rows, as in `table`; one row may be marked.
+
+    A column without anything in it (`-` and nothing) is left out.
+    """
+    columns = [key for key in rows[0] if any(row[key] not in ("", "-") for row in rows)]
+    made = table(*columns)
     for index, row in enumerate(rows):
-        made.add_row(*row.values(), style="bold green" if index == marked else None)
+        style = "bold green" if index == marked else None
+        made.add_row(*(row[key] for key in columns), style=style)
     return made
 
 
@@ -145,28 +151,26 @@ def ranking(summary: Record, select: str) -> Iterator[RenderableType]:
         summary: of the sweep.
         select: its `train.select`.
     """
-    trials, best = summary["trials"], summary["best"]
-    ranked = stats.rank(trials, select)
+    ranked, best = stats.rank(summary["trials"], select), summary["best"]
     verdicts = stats.compare_with_winner(ranked, select)
-    yield _ranking_table(ranked, verdicts, trials)
+    yield _ranking_table(ranked, verdicts, summary["trials"])
     winner = ranked[0]
     if not best or not winner.acc or not winner.loss:
         return
-    text = f"{settings(winner.values) or 'all seeds'}: val acc {spread(winner.acc)}"
     seeds = winner.acc.n
-    if seeds > 1:
-        text += f" over {seeds} seeds; best {best['run']}"
-    else:
-        text += f", val loss {loss(winner.loss.mean)}"
+    details = f" over {seeds} seeds; best {best['run']}"
+    if seeds == 1:
+        details = f", val loss {loss(winner.loss.mean)}"
     if "test/acc" in best:
-        text += f"; test acc {percent(best['test/acc'])}"
-    if len(ranked) == 1:
-        yield text
+        details += f"; test acc {percent(best['test/acc'])}"
+    title = "winner: " if summary["status"] == "finished" else "best so far: "
+    named = f"{title * (len(ranked) > 1)}{settings(winner.values) or 'all seeds'}"
+    yield f"{named}: val acc {spread(winner.acc)}{details}"
+    if len(ranked) == 1 or seeds == 1:
         return
-    yield f"{'winner' if summary['status'] in ('finished', 'failed') else 'best so far'}: {text}"
-    if 1 < seeds < stats.MIN_SEEDS:
+    if seeds < stats.MIN_SEEDS:
         yield f"too few seeds to judge ({seeds})"
-    elif seeds > 1:
+    else:
         shown = [meaning for verdict, meaning in LEGEND.items() if verdict in verdicts]
         yield f"{'; '.join(shown)} (95 % confidence over all pairs)"
 
@@ -174,21 +178,21 @@ def ranking(summary: Record, select: str) -> Iterator[RenderableType]:
 def _ranking_table(
     ranked: Sequence[SeedGroup], verdicts: Sequence[Verdict], trials: Sequence[Record]
 ) -> Table:
-    several = any(len(group.trials) > 1 for group in ranked)
-    rows: list[dict[str, str]] = []
+    rows = []
     for group, verdict in zip(ranked, verdicts, strict=True):
-        top = trials[group.trials[0]]
-        measured = group.acc.n if group.acc else 0
+        members = [trials[index] for index in group.trials]
+        measured = str(len(members) - group.n_diverged)
         row = {"": MARKS.get(verdict, "") if group.acc else ""}
         row |= {f">{axis_name(key)}": format_value(item) for key, item in group.values.items()}
-        row[">val acc"] = spread(group.acc)
-        if several:
-            row[">95 % interval"] = interval(group.acc)
-        row[">val loss"] = loss(group.loss.mean if group.loss else None)
-        runs = f"{measured} of {len(group.trials)}" if group.n_diverged else str(measured)
-        row |= {">runs": runs} if several else {"status": top["status"]}
-        row[">took"] = duration(max(trials[i].get("seconds") or 0.0 for i in group.trials))
-        row["best run" if several else "run"] = top["run"]
+        row |= {
+            ">val acc": spread(group.acc),
+            ">95 % interval": interval(group.acc),
+            ">val loss": loss(group.loss.mean if group.loss else None),
+            ">runs": measured + f" of {len(members)}" * (group.n_diverged > 0),
+            ">took": duration(max(trial.get("seconds") or 0.0 for trial in members)),
+            "best run": members[0]["run"],
+            "status": members[0]["status"],
+        }
         rows.append(row)
     return table_of(rows, marked=0 if ranked[0].acc else None)
 
@@ -229,11 +233,7 @@ def reference_table(
     epochs = reference.epochs or max(map(len, lists), default=None)
     rows = []
     for run in reference.runs:
-        matching = [
-            figures
-            for own, figures in runs
-            if all(own.get(key) == item for key, item in run.when.items())
-        ]
+        matching = [figures for own, figures in runs if run.when.items() <= own.items()]
         tolerances = reference.tolerance if run.tolerance is None else run.tolerance
         spreads = reference.spread | run.spread
         for metric, figure in run.figures.items():
@@ -296,27 +296,24 @@ def _compared(
     difference = fmean(lasts) - figures[-1]
     row[">measured"] = measured + f", {len(histories) - n} diverged" * (n < len(histories))
     # The difference of two percentages is in percentage points.
-    row[">difference"] = ("+" if difference >= 0 else "") + text(difference, unit=" pp")
-    row["within tolerance"] = Text("not judged", style="dim")
+    row[">difference"] = "+" * (difference >= 0) + text(difference, unit=" pp")
+    row["within tolerance"] = "not judged"
     if tolerance is not None:
         if n < stats.MIN_SEEDS:  # the mean of n runs spreads about one published run by so much
             tolerance = max(tolerance, 2 * sd * math.sqrt(1 + 1 / n))
-        within = abs(difference) <= tolerance
-        verdict = f"{'yes' if within else 'NO'}, ±{text(tolerance, unit=' pp')}"
-        row["within tolerance"] = Text(
-            verdict + ", one run each" * (n == 1), style="green" if within else "red"
-        )
+        verdict, style = ("yes", "green") if abs(difference) <= tolerance else ("NO", "red")
+        verdict += f", ±{text(tolerance, unit=' pp')}" + ", one run each" * (n == 1)
+        row["within tolerance"] = Text(verdict, style)
     return row
 
 
 def experiment(config: Config) -> str:
     """A config in one line; of a swept setting, how many values it has."""
     model, data, train = config.model, config.data, config.train
-    shape = {key: item for key, item in model.model_dump().items() if key != "name"}
+    shape = model.model_dump(exclude={"name"})
     if isinstance(model, MlpModel):
-        shape = {"hidden": "-".join(str(units) for units in model.widths) or "none"}
-        shape |= {"activation": model.activation} if model.activation != "relu" else {}
-        shape |= {"dropout": model.dropout} if model.dropout else {}
+        unusual = model.model_dump(include={"activation", "dropout"}, exclude_defaults=True)
+        shape = {"hidden": model.widths or "none", **unusual}
     texts = {
         "model.name": model.name,
         "model": settings(shape),
@@ -326,14 +323,12 @@ def experiment(config: Config) -> str:
         "data.batch_size": f"batch {data.batch_size}",
         "train.epochs": counted(train.epochs, "epoch") or counted(train.steps, "step"),
     }
-
-    def is_swept(key: str) -> bool:
-        """Whether it is, with its section, or any of its settings."""
-        return any(f"{key}.".startswith(f"{s}.") or s.startswith(f"{key}.") for s in config.sweep)
-
-    fixed = [text for key, text in texts.items() if not is_swept(key)]
     swept = [f"{counted(len(v), 'value')} of {axis_name(key)}" for key, v in config.sweep.items()]
-    return ", ".join(filter(None, fixed + swept))
+    for key in config.sweep:  # what it is, with its section, or any of its settings
+        for text in list(texts):
+            if f"{text}.".startswith(f"{key}.") or key.startswith(f"{text}."):
+                del texts[text]
+    return ", ".join(filter(None, [*texts.values(), *swept]))
 
 
 def plan_table(trials: "Sequence[Trial]", stack_of: Mapping[int, int]) -> Table:
@@ -418,7 +413,7 @@ def prediction(image: str, probabilities: Mapping[str, float]) -> str:
     return f"{image}: {top} ({percent(chance, 1)}; then {others})"
 
 
-def image_row(images: np.ndarray, labels: Sequence[str], width: int) -> Text:
+def image_row(images: "np.ndarray", labels: Sequence[str], width: int) -> Text:
     """Images side by side in half-block characters, two pixels of height in each.
 
     Args:
@@ -426,19 +421,15 @@ def image_row(images: np.ndarray, labels: Sequence[str], width: int) -> Text:
         labels: n words.
         width: columns of the terminal; images that do not fit are left out.
     """
-    shown = max(1, min(len(images), width // (images.shape[3] + 1)))
-    text = Text()
-    for label in labels[:shown]:
-        text.append(f"{label:<{images.shape[3] + 1}}")
+    cell = images.shape[3] + 1
+    shown = max(1, width // cell)
+    colours = images[:shown].repeat(3 // images.shape[1], axis=1)
+    text = Text("".join(f"{label:<{cell}}" for label in labels[:shown]))
     for y in range(0, images.shape[2] - 1, 2):
         text.append("\n")
-        for image in images[:shown]:
-            for upper, lower in zip(image[:, y].T, image[:, y + 1].T, strict=True):
-                text.append("▀", style=f"rgb({_rgb(upper)}) on rgb({_rgb(lower)})")
+        for image in colours:
+            for pair in image[:, y : y + 2].T.tolist():
+                upper, lower = (",".join(map(str, pixel)) for pixel in pair)
+                text.append("▀", style=f"rgb({upper}) on rgb({lower})")
             text.append(" ")
     return text
-
-
-def _rgb(pixel: np.ndarray) -> str:
-    """A grey or colour pixel as `red,green,blue`."""
-    return ",".join(str(channel) for channel in (pixel if len(pixel) == 3 else np.repeat(pixel, 3)))

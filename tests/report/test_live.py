@@ -53,4 +53,3 @@ def test_a_terminal_shows_the_share_of_all_steps(monkeypatch: pytest.MonkeyPatch
         display.show(begun)
         display.show(Epoch(begun.runs, [RECORD], [None], seconds=1.0))
     assert "12%" in written.getvalue()
-    assert "val loss 1.0000" in written.getvalue()

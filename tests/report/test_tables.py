@@ -47,7 +47,8 @@ def test_settings_that_cannot_be_told_from_the_winner_are_marked() -> None:
 def test_two_seeds_are_too_few_to_judge() -> None:
     table, _, legend = ranking(swept((0.95, 0.94), (0.55, 0.50)), "acc")
     assert isinstance(table, Table)
-    assert [(row[""], row["95 % interval"]) for row in cells(table)] == [("★", "-"), ("", "-")]
+    assert [row[""] for row in cells(table)] == ["★", ""]
+    assert "95 % interval" not in cells(table)[0]
     assert legend == "too few seeds to judge (2)"
 
 
