@@ -1,16 +1,16 @@
 """`mnist bench`."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-from rich.console import Console
-from rich.progress import Progress
+from rich.console import RenderableType
 from typer import Option
 
 from mnist_cli.cli.options import Device, Json
-from mnist_cli.cli.screen import console, human_console, print_json
+from mnist_cli.cli.screen import console, human_console, print_result
 from mnist_cli.errors import UsageError
+from mnist_cli.report import tables
 from mnist_cli.runs import interrupts
 
 BUSY = 0.3  # cores that other work may have before it is worth a note
@@ -43,6 +43,8 @@ def bench(
     if plot and (plot.is_dir() or not plot.absolute().parent.is_dir()):
         raise UsageError(f"--plot: {plot} cannot be written", "give a file in a folder that exists")
 
+    from rich.progress import Progress
+
     from mnist_cli.engine.device import resolve_device
     from mnist_cli.report import plots
     from mnist_cli.sweeps import bench as benches
@@ -54,28 +56,23 @@ def bench(
     interrupts.listen()
     with Progress(console=errors, transient=True, auto_refresh=False, disable=quiet) as bar:
         results = benches.bench(cases, where, bar.track, 1 if quick else rounds, quick=quick)
-    human = human_console(as_json)
-    _print(human, results)
+    print_result(as_json, results, *_parts(results))
     if plot:
         plots.costs(plot, results)
-        human.print(f"drawn: {plot}")
-    if as_json:
-        print_json(results)
+        human_console(as_json).print(f"drawn: {plot}")
 
 
-def _print(human: Console, results: Mapping[str, Any]) -> None:
-    from mnist_cli.report import tables
-
+def _parts(results: Mapping[str, Any]) -> Iterator[RenderableType]:
     for work in results["works"]:
-        human.print("{experiment} {name}: {about}, batch {batch_size}, {optimizer}".format(**work))
-        human.print(tables.table_of([_row(variant) for variant in work["variants"]]))
+        yield "{experiment} {name}: {about}, batch {batch_size}, {optimizer}".format(**work)
+        yield tables.table_of([_row(variant) for variant in work["variants"]])
     machine = results["machine"]
-    human.print(
+    yield (
         "measured on {cpu} (cores: {cores}), device {device}, torch {torch} (threads: {threads}), "
         "Python {python}".format(**machine)
     )
     if (machine["load"] or 0) > BUSY:
-        human.print(f"note: other work had {machine['load']:.1f} cores, and may have slowed this")
+        yield f"note: other work had {machine['load']:.1f} cores, and may have slowed this"
 
 
 def _row(variant: Mapping[str, Any]) -> dict[str, str]:

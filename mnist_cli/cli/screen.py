@@ -174,6 +174,8 @@ def _explained(error: Exception) -> MnistError:
         text = error.format_message()
         hint = "`mnist --help` and `mnist COMMAND --help` list what there is"
         return UsageError(text, None if text.startswith("Usage:") else hint)
+    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+        return UsageError(f"{error.filename}: the name is too long", "give a shorter path")
     if isinstance(error, OSError) or remedy(error):
         return MnistError(in_words(error), remedy(error))
     hint = "this should not happen; --debug shows where it did"

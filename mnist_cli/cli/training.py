@@ -128,10 +128,8 @@ def resume(
     folder = store.find(store.runs_root(runs_dir), run)
     if changes:
         another = shlex.join(["mnist", "train", "--config", str(folder.config_path), *changes])
-        raise UsageError(
-            f"a run goes on as it began: {changes[0]} cannot be changed",
-            f"start another: {another}",
-        )
+        message = f"a run goes on as it began: {changes[0]} cannot be changed"
+        raise UsageError(message, f"start another: {another}")
     owner = store.RunDirectory(folder.path.resolve()).owner
     if owner.path != folder.path.resolve() and owner.is_sweep:
         raise UsageError(

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from mnist_cli import config as configs
 from mnist_cli.data.dataset import load
@@ -50,19 +51,9 @@ def test_train_leaves_a_whole_run(mnist: Mnist, runs: Path) -> None:
     assert [list(record) for record in run.metrics()] == [RECORD] * 2
     lines = [line for line in ended.err.splitlines() if line.startswith("epoch")]
     figures = r"loss \d\.\d{4}  acc \d+\.\d\d %"
-    pattern = rf"epoch 1/2   train {figures}   val {figures}   lr 0\.001   [\d.]+ s"
-    assert re.fullmatch(pattern, lines[0])
-    assert len(lines) == 2
+    pattern = rf"epoch ./2   train {figures}   val {figures}   lr 0\.001   [\d.]+ s"
+    assert [bool(re.fullmatch(pattern, line)) for line in lines] == [True] * 2
     assert f"mnist eval --checkpoint {folder / 'best.pt'}" in ended.out
-
-
-def test_train_json_is_one_document(mnist: Mnist, runs: Path) -> None:
-    result = mnist("train", *SMALL, "--json").json
-    keys = ["run", "status", "epochs", "seconds", "precision", "best", "checkpoint"]
-    assert list(result) == keys
-    assert (result["run"], result["status"], result["epochs"]) == ("mlp-0001", "finished", 2)
-    assert list(result["best"]) == ["epoch", "val/loss", "val/acc"]
-    assert result["checkpoint"] == str(runs / "mlp-0001" / "best.pt")
 
 
 def test_the_saved_config_repeats_the_run(mnist: Mnist, runs: Path) -> None:
@@ -101,7 +92,13 @@ def test_training_never_looks_at_the_test_split(
     assert torch.equal(seen[0], validation)
 
 
-def test_train_with_seeds_is_the_same_run_several_times(mnist: Mnist) -> None:
+def test_train_json_is_one_document(mnist: Mnist, runs: Path) -> None:
+    result = mnist("train", *SMALL, "--json").json
+    keys = ["run", "status", "epochs", "seconds", "precision", "best", "checkpoint"]
+    assert list(result) == keys
+    assert (result["run"], result["status"], result["epochs"]) == ("mlp-0001", "finished", 2)
+    assert list(result["best"]) == ["epoch", "val/loss", "val/acc"]
+    assert result["checkpoint"] == str(runs / "mlp-0001" / "best.pt")
     result = mnist("train", *SMALL, "--seeds", "0,5", "--json").json
     assert [trial["train.seed"] for trial in result["trials"]] == [0, 5]
     assert "test/acc" not in result["best"]  # the test split stays closed to `train`
@@ -124,12 +121,24 @@ def test_select_loss_and_eval_train(mnist: Mnist, runs: Path) -> None:
 
 
 @pytest.mark.pictures
-def test_sweep_ranks_marks_and_tests_the_winner(mnist: Mnist, runs: Path) -> None:
+def test_sweep_ranks_marks_and_tests_the_winner(
+    mnist: Mnist, runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from matplotlib.axes import Axes
+
+    starred, plot = [], Axes.plot
+
+    def spy(self: Axes, *args: Any, **options: Any) -> Any:
+        starred.extend(args[0] if args[2:] == ("*",) else ())
+        return plot(self, *args, **options)
+
+    monkeypatch.setattr(Axes, "plot", spy)
     ended = mnist("sweep", *SMALL, "train.select=loss", "--lrs", "1e-4,1e-2")
     assert ended.code == 0
     rows = [line.split() for line in ended.out.splitlines() if "trials/" in line]
     assert [row[:2] for row in rows] == [["★", "0.01"], ["0.0001", rows[1][1]]]
     assert re.search(r"winner: lr 0\.01: .*; test acc [\d.]+ %", ended.out)
+    assert starred == [0.01]  # in the picture
     folder = runs / "mlp-sweep-0001"
     files = {"sweep.yaml", "meta.json", "summary.json", "best.pt"}
     assert names(folder) == {*files, ".lock", "plots", "trials"}
@@ -182,26 +191,6 @@ def test_a_section_is_swept_in_place_of_the_axes_inside_it(mnist: Mnist) -> None
     ended = mnist("sweep", "--dry-run", "--json", "--grid", "optimizer=[sgd,{name: adam, lr: 0.3}]")
     assert [run["optimizer"] for run in ended.json["runs"]] == ["sgd", {"name": "adam", "lr": 0.3}]
     assert "optimizer.lr is not swept" in ended.err
-
-
-@pytest.mark.pictures
-def test_the_star_of_the_picture_is_the_winner(
-    mnist: Mnist, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from matplotlib.axes import Axes
-
-    starred = []
-    plot = Axes.plot
-
-    def spy(self: Axes, *args: Any, **options: Any) -> Any:
-        if args[2:] == ("*",):
-            starred.append(args[0][0])
-        return plot(self, *args, **options)
-
-    monkeypatch.setattr(Axes, "plot", spy)
-    result = mnist("sweep", *SMALL, "train.select=loss", "--lrs", "1e-3,1e-2,2e-1", "--json").json
-    assert starred == [result["best"]["optimizer.lr"]]
-    assert result["best"]["val/loss"] == min(trial["val/loss"] for trial in result["trials"])
 
 
 def test_a_selection_that_saw_the_test_set_is_said_to(mnist: Mnist) -> None:
@@ -282,15 +271,22 @@ def test_config_commands(mnist: Mnist, tmp_path: Path, monkeypatch: pytest.Monke
     assert mnist("config", "schema").json["properties"]["optimizer"]
 
 
-def test_data_commands(mnist: Mnist, tmp_path: Path) -> None:
+def test_data_commands(mnist: Mnist, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     assert "not fetched" in mnist("data", "list").out
     assert mnist("data", "list", "--json").json[0]["path"] is None
     assert mnist("data", "verify").code == 0
-    picture = tmp_path / "row.png"
-    ended = mnist("data", "show", "data=synthetic", "-n", "4", "--out", str(picture))
-    assert ended.code == 0
-    assert len(ended.out.splitlines()[0].split(": ")[-1].split()) == 4
-    assert picture.read_bytes()[1:4] == b"PNG"
+    ended = mnist("data", "show", "data=synthetic", "--split", "val", "-n", "50")
+    labels, path = ended.out.splitlines()
+    assert (ended.code, path, len(labels.split(": ")[-1].split())) == (0, "synthetic-val.png", 50)
+    with Image.open(path) as picture:
+        width, height = picture.size
+        assert picture.format == "PNG"
+    assert height < width < 2 * height
+    assert not Path("data").exists()
+    for name in ("x.jpg", "x", "png"):
+        ended = mnist("data", "show", "data=synthetic", "--out", name)
+        assert (ended.code, ".png" in ended.err, Path(name).exists()) == (2, True, False)
 
 
 # ----------------------------------------------------------------------------------- processes
