@@ -200,14 +200,10 @@ def _train_run(run: "Run", datasets: "Datasets", as_json: bool) -> None:
     failures = _watch(drive([run], stacks, InProcess(datasets)), [run], {}, datasets)
     if failures:
         raise _failure(run.folder, failures[0]) from failures[0]
-    parts = (
-        []
-        if run.best is None
-        else [
-            f"best: epoch {run.best['epoch']}, val acc {tables.percent(run.best['val/acc'])}, "
-            f"val loss {tables.loss(run.best['val/loss'])}, {tables.duration(run.seconds)} in all"
-        ]
-    )
+    parts = []
+    if best := run.best:
+        accuracy, loss = tables.percent(best["val/acc"]), tables.loss(best["val/loss"])
+        parts.append(f"best: epoch {best['epoch']}, val acc {accuracy}, val loss {loss}")
     _show_outcome(run, [run], summary(run), parts, as_json)
     if run.status == "diverged":
         raise RunError(
@@ -236,10 +232,8 @@ def _train_sweep(sweep: "Sweep", plan: "Plan", datasets: "Datasets", as_json: bo
     events = sweeps.run(sweep, plan.stacks, executor, datasets)
     failures = _watch(events, sweep.runs, labels, datasets)
     summary = sweeps.summary(sweep)
-    parts = [*tables.ranking(summary, sweep.config.train.select)]
-    if summary["best"]:
-        parts.append(f"{tables.duration(sweep.seconds)} in all")
-    _show_outcome(sweep, sweep.runs, summary, parts, as_json)
+    ranking = [*tables.ranking(summary, sweep.config.train.select)]
+    _show_outcome(sweep, sweep.runs, summary, ranking, as_json)
     failed = [run.folder.name for run in sweep.runs if run.status == "failed"]
     if failed:
         cause = failures[0] if failures else None  # which --debug shows
@@ -288,8 +282,10 @@ def _show_outcome(
         winner = summary["best"] if "sweep" in summary else None
         listing = tables.reference_table(reference, measured, winner or {})
         parts = [*parts, f"published: {reference.source}", listing] if listing else parts
-    where = screen.checkpoint_lines(trained.folder.best) if summary["best"] else ()
-    screen.print_result(as_json, summary, *parts, *where)
+    if summary["best"]:
+        took = f"{tables.duration(trained.seconds)} in all"
+        parts = [*parts, took, *screen.checkpoint_lines(trained.folder.best)]
+    screen.print_result(as_json, summary, *parts)
     try:  # last: whoever has no patience for pictures has seen the figures
         plots.draw(trained.folder)
     except Exception as error:  # noqa: BLE001 - whatever it is, the run is finished and saved

@@ -180,14 +180,15 @@ def _accuracy_against(
 ) -> None:
     """Accuracy against one swept setting, a line for each combination of the others."""
     values = [group.values[axis] for group in groups]
-    numeric = all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
+    numeric = all(type(value) in (int, float) for value in values)
     place = float if numeric else format_value  # words stand in the order asked for
-    lines: dict[str, list[SeedGroup]] = {}
-    for group in sorted(groups, key=lambda group: group.values[axis]) if numeric else groups:
-        others = {key: item for key, item in group.values.items() if key != axis}
-        lines.setdefault(settings(others), []).append(group)
     if numeric:
         _number_axis(cell, axis, values)
+        groups = sorted(groups, key=lambda group: group.values[axis])
+    lines: dict[str, list[SeedGroup]] = {}
+    for group in groups:
+        others = settings({key: item for key, item in group.values.items() if key != axis})
+        lines.setdefault(others, []).append(group)
     alone = len(lines) == 1
     for (name, line), colour in zip(lines.items(), _colours(len(lines)), strict=True):
         places = [place(group.values[axis]) for group in line]
@@ -196,10 +197,10 @@ def _accuracy_against(
             _line(cell, places, train, 1.0, color=TRAIN, label="training, last epoch")
         best = [group.acc or _sample([]) for group in line]
         label = "validation, best epoch" if alone else name
-        _line(cell, places, best, 1.0, color=VAL if alone else colour, label=label)
+        _line(cell, places, best, 1.0, color=colour, label=label)
     top, at = winner.acc.mean if winner.acc else math.nan, place(winner.values[axis])
-    star: Any = {"color": BEST, "markersize": 14, "label": f"winner, {percent(top)}"}
-    cell.plot([at], [top], "*", **star)
+    label = f"winner, {percent(top)}"
+    cell.plot([at], [top], "*", color=BEST, markersize=14, label=label)
     if diverged := [place(group.values[axis]) for group in groups if group.n_diverged]:
         floor = [cell.get_ylim()[0]] * len(diverged)
         cell.plot(diverged, floor, "x", color=BEST, clip_on=False, label="diverged")
@@ -287,11 +288,10 @@ def _sample(values: Sequence[float | None]) -> Sample:
 
 def _final_train(run: RunDirectory) -> float | None:
     """Training accuracy with the final weights, else the last epoch's running mean; if finite."""
-    records = run.metrics()
+    records, final = run.metrics(), run.summary().get("final", {})
     if not records or records[-1]["train/loss"] is None:
         return None
-    found = run.summary().get("final", records[-1]).get("train/acc")
-    return None if found is None else float(found)
+    return float(final.get("train/acc", records[-1]["train/acc"]))
 
 
 def _colours(count: int) -> Any:

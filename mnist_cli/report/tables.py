@@ -384,25 +384,12 @@ def run_page(run: RunDirectory, status: str) -> Iterator[RenderableType]:
     if summary.get("trials"):
         select = configs.load_text(run.config_text(), str(run.config_path)).train.select
         yield from ranking(summary, select)
-    if records := run.metrics():
-        best = (summary.get("best") or {}).get("epoch")
-        epochs = [record["epoch"] for record in records]
-        marked = epochs.index(best) if best in epochs else None
-        yield table_of([_epoch_row(record) for record in records], marked)
+    best, records = summary.get("best") or {}, run.metrics()
+    for record in records:
+        mark = "   best" * (record["epoch"] == best.get("epoch"))
+        yield epoch_line(record, len(records)) + mark
     if summary.get("checkpoint"):
         yield f"to evaluate it: mnist eval --checkpoint {shlex.quote(summary['checkpoint'])}"
-
-
-def _epoch_row(record: Record) -> dict[str, str]:
-    return {
-        ">epoch": str(record["epoch"]),
-        ">train loss": loss(record["train/loss"]),
-        ">train acc": percent(record["train/acc"]),
-        ">val loss": loss(record["val/loss"]),
-        ">val acc": percent(record["val/acc"]),
-        ">lr": format_value(record["lr"]),
-        ">took": duration(record["time/epoch_s"] + record["time/eval_s"]),
-    }
 
 
 def prediction(image: str, probabilities: Mapping[str, float]) -> str:

@@ -126,7 +126,8 @@ def test_sweep_ranks_marks_and_tests_the_winner(
 ) -> None:
     from matplotlib.axes import Axes
 
-    starred, plot = [], Axes.plot
+    starred: list[float] = []
+    plot = Axes.plot
 
     def spy(self: Axes, *args: Any, **options: Any) -> Any:
         starred.extend(args[0] if args[2:] == ("*",) else ())
@@ -296,12 +297,12 @@ def test_what_needs_no_torch_imports_none_and_training_no_torchvision(tmp_path: 
     bad = tmp_path / "bad.yaml"
     bad.write_text("optimizer: {lr: -1}\n")
     light = [["--help"], ["train", "--config", str(bad)], ["config", "check", "mlp"]]
-    light += [["runs", "list"]]
+    light += [["runs", "list"], ["sweep", "--dry-run"]]
     code = (
         "import sys; from mnist_cli.cli import run_command\n"
         f"for argv in {light!r}:\n"
         "    run_command(argv)\n"
-        "    assert not {'torch', 'matplotlib'} & set(sys.modules), argv\n"
+        "    assert not {'torch', 'numpy', 'matplotlib'} & set(sys.modules), argv\n"
         f"assert run_command({['train', *SMALL]!r}) == 0\n"
         "assert 'torchvision' not in sys.modules"
     )

@@ -42,6 +42,8 @@ def test_settings_that_cannot_be_told_from_the_winner_are_marked() -> None:
     assert str(winner).startswith("winner: lr 1: val acc 95.20 ± 0.20 % over 3 seeds")
     assert "95 % confidence" in str(legend)
     assert "lr" not in str(legend)
+    _, best, _ = ranking(summary | {"status": "failed"}, "acc")  # nothing was chosen
+    assert str(best).startswith("best so far: lr 1")
 
 
 def test_two_seeds_are_too_few_to_judge() -> None:
