@@ -181,17 +181,18 @@ def _ranking_table(
     rows = []
     for group, verdict in zip(ranked, verdicts, strict=True):
         members = [trials[index] for index in group.trials]
-        measured = str(len(members) - group.n_diverged)
+        measured = f"{len(members) - group.n_diverged}"
+        measured += f" of {len(members)}" * (group.n_diverged > 0)
         row = {"": MARKS.get(verdict, "") if group.acc else ""}
         row |= {f">{axis_name(key)}": format_value(item) for key, item in group.values.items()}
         row |= {
             ">val acc": spread(group.acc),
             ">95 % interval": interval(group.acc),
             ">val loss": loss(group.loss.mean if group.loss else None),
-            ">runs": measured + f" of {len(members)}" * (group.n_diverged > 0),
-            ">took": duration(max(trial.get("seconds") or 0.0 for trial in members)),
-            "best run": members[0]["run"],
+            ">runs": measured * (len(members) > 1),
             "status": members[0]["status"],
+            ">took": duration(max(trial.get("seconds") or 0.0 for trial in members)),
+            "run": members[0]["run"],
         }
         rows.append(row)
     return table_of(rows, marked=0 if ranked[0].acc else None)

@@ -13,7 +13,6 @@ import torch
 
 from mnist_cli import cli, errors
 from mnist_cli.models import modules as models
-from mnist_cli.runs import checkpoint as checkpoints
 from mnist_cli.runs import evaluate
 from mnist_cli.runs.store import RunDirectory
 from tests.cli.conftest import SMALL
@@ -119,13 +118,6 @@ def test_1_too_little_memory_outside_of_training(
         one_error(mnist("train", *SMALL, f"model.width={10**digits}"), 1, "not enough memory")
     monkeypatch.setattr(evaluate, "evaluate", raises(MemoryError()))
     one_error(mnist("eval"), 1, "not enough memory")
-
-
-def test_1_a_disk_that_is_full(mnist: Mnist, monkeypatch: pytest.MonkeyPatch, runs: Path) -> None:
-    full = OSError(28, "No space left on device", "last.pt")
-    monkeypatch.setattr(checkpoints, "save", raises(full))
-    one_error(mnist("train", *SMALL), 1, "mlp-0001.*No space left on device")
-    assert RunDirectory(runs / "mlp-0001").status() == "failed"
 
 
 def test_1_what_should_not_happen(mnist: Mnist, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,38 +31,21 @@ def test_characters_that_cannot_be_written_degrade(
     assert written.getvalue().decode(encoding).count("trials/") == 2
 
 
-@pytest.mark.parametrize("both", [False, True])
-def test_closed_outputs_cost_no_training(
-    both: bool, monkeypatch: pytest.MonkeyPatch, runs: Path
-) -> None:
-    monkeypatch.setattr(sys, "stdout", None)
-    if both:
-        monkeypatch.setattr(sys, "stderr", None)
-    assert run_command(["train", *SMALL]) == 0
-    assert RunDirectory(runs / "mlp-0001").status() == "finished"
-    assert run_command(["runs", "list"]) == 0
-
-
-def test_a_reader_that_has_gone_costs_no_training(
-    monkeypatch: pytest.MonkeyPatch, runs: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("output", ["closed", "all closed", "without a reader", "full"])
+def test_an_output_that_is_lost_costs_no_training(
+    output: str, monkeypatch: pytest.MonkeyPatch, runs: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     reading, writing = os.pipe()
     os.close(reading)
-    with open(writing, "w", buffering=1) as pipe:  # noqa: PTH123
-        monkeypatch.setattr(sys, "stdout", pipe)
+    with open(writing, "w", buffering=1) as pipe, Path("/dev/full").open("w") as full:  # noqa: PTH123
+        stream = {"without a reader": pipe, "full": full}.get(output)
+        monkeypatch.setattr(sys, "stdout", stream)
+        if output == "all closed":
+            monkeypatch.setattr(sys, "stderr", None)
         assert run_command(["train", *SMALL]) == 0
+        assert run_command(["runs", "list"]) == 0
     assert RunDirectory(runs / "mlp-0001").status() == "finished"
-    assert "warning" not in capsys.readouterr().err
-
-
-def test_a_full_output_is_said_and_costs_no_training(
-    monkeypatch: pytest.MonkeyPatch, runs: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with Path("/dev/full").open("w") as full:
-        monkeypatch.setattr(sys, "stdout", full)
-        assert run_command(["train", *SMALL, "--json"]) == 0
-    assert RunDirectory(runs / "mlp-0001").status() == "finished"
-    assert "No space left" in capsys.readouterr().err
+    assert ("No space left" in capsys.readouterr().err) == (output == "full")
 
 
 @pytest.mark.parametrize("end", ["| head -c 10", "> /dev/full", ">&-", ">&- 2>&-", "2>&1 | true"])
