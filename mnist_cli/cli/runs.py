@@ -1,5 +1,6 @@
 """`mnist runs` and `mnist plot`: looking at what was trained."""
 
+import shlex
 from typing import Annotated
 
 import typer
@@ -7,7 +8,7 @@ from typer import Option
 
 from mnist_cli import config as configs
 from mnist_cli.cli.options import Json, RunArgument, RunsDir, SplitName
-from mnist_cli.cli.screen import console, print_json, resume_command
+from mnist_cli.cli.screen import console, print_json
 from mnist_cli.report import tables
 from mnist_cli.runs import interrupts, store
 
@@ -44,7 +45,10 @@ def runs_show(run: RunArgument, runs_dir: RunsDir = None, as_json: Json = False)
     for part in tables.run_page(folder, status):
         console().print(part)
     if status in ("dead", "interrupted"):
-        console().print(f"to go on:       {resume_command(folder.owner)}")
+        owner = folder.owner
+        known = runs_dir is None and owner.path == store.runs_root(None) / owner.name
+        name = shlex.quote(owner.name if known else str(owner.path))
+        console().print(f"to go on:       mnist resume {name}")
 
 
 def plot(

@@ -13,7 +13,7 @@ import torch
 
 from mnist_cli import cli, errors
 from mnist_cli.models import modules as models
-from mnist_cli.runs import evaluate
+from mnist_cli.runs import evaluate, store
 from mnist_cli.runs.store import RunDirectory
 from tests.cli.conftest import SMALL
 from tests.conftest import Ended, Mnist
@@ -121,8 +121,8 @@ def test_1_too_little_memory_outside_of_training(
 
 
 def test_1_what_should_not_happen(mnist: Mnist, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mnist_cli.config.presets", raises(ZeroDivisionError("oh")))
-    one_error(mnist("config", "list"), 1, "ZeroDivisionError: oh")
+    monkeypatch.setattr(store, "all_runs", raises(ZeroDivisionError("oh")))
+    one_error(mnist("runs", "list"), 1, "ZeroDivisionError: oh")
 
 
 # ----------------------------------------------------------------- 2: the command line, the config
