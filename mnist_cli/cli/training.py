@@ -331,15 +331,16 @@ def _held(begin: Callable[[], store.RunDirectory]) -> Iterator[store.RunDirector
     """
     from mnist_cli.runs.run import hold, mark_interrupted
 
-    folder = None
+    folder, is_ours = None, False
     with ExitStack() as held:
         try:
             with interrupts.held():
                 folder = begin()
                 held.enter_context(hold(folder))
+                is_ours = True
             yield folder
         except (KeyboardInterrupt, Terminated) as interruption:
-            if not folder:
+            if not folder or not is_ours:  # else another process trains it, and goes on
                 raise
             with suppress(OSError):
                 mark_interrupted(folder)
