@@ -5,6 +5,7 @@ Nothing here changes a run: `runs.run` and `sweeps.sweep` write.
 """
 
 import difflib
+import functools
 import json
 import os
 import re
@@ -100,9 +101,6 @@ class Meta(TypedDict, total=False):
     tested: dict[str, Any]  # what was measured on the test split, and of which weights
 
 
-_META, _SUMMARY = TypeAdapter(Meta), TypeAdapter(Summary)
-
-
 def runs_root(given: Path | None) -> Path:
     """The runs directory: the one given, else `$MNIST_RUNS_DIR`, else `./runs`."""
     return given or Path(os.environ.get("MNIST_RUNS_DIR") or "runs")
@@ -189,14 +187,14 @@ class RunDirectory:
 
     def meta(self) -> Meta:
         """How the run goes on, where and by whom; empty when there is none to read."""
-        return cast("Meta", _read(_META, self.path / "meta.json") or {})
+        return cast("Meta", _read(Meta, self.path / "meta.json") or {})
 
     def summary(self) -> dict[str, Any]:
         """What came of it (see `Summary`), with the folder's own name and place.
 
         A folder may have been copied or renamed since. Empty without a sound summary.
         """
-        summary: dict[str, Any] = _read(_SUMMARY, self.path / "summary.json") or {}
+        summary: dict[str, Any] = _read(Summary, self.path / "summary.json") or {}
         if not summary:
             return {}
         summary["sweep" if self.is_sweep else "run"] = self.name
@@ -355,10 +353,15 @@ def finite(value: Any) -> Any:
     return value
 
 
-def _read(adapter: TypeAdapter[Any], path: Path) -> Any:
+@functools.cache  # made when it is needed: it takes as long as reading a few hundred files
+def _adapter(kind: type) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
+
+
+def _read(kind: type, path: Path) -> Any:
     """What a JSON file holds, or None if that cannot be what it should be."""
     try:
-        return adapter.validate_json(path.read_bytes()) if path.is_file() else None
+        return _adapter(kind).validate_json(path.read_bytes()) if path.is_file() else None
     except (OSError, ValidationError):
         return None
 
