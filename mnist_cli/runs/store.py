@@ -353,7 +353,7 @@ def finite(value: Any) -> Any:
     return value
 
 
-@functools.cache  # made when it is needed: it takes as long as reading a few hundred files
+@functools.cache  # takes some ten milliseconds, which commands that read none are spared
 def _adapter(kind: type) -> TypeAdapter[Any]:
     return TypeAdapter(kind)
 
