@@ -1,5 +1,6 @@
 """Where stacks run. An executor has one method: it takes jobs and yields what happens in them."""
 
+import mmap
 import threading
 import time
 import traceback
@@ -7,8 +8,7 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
-from multiprocessing.sharedctypes import RawValue
-from typing import Any, Protocol
+from typing import Protocol
 
 from mnist_cli.errors import MnistError, RunError, in_words
 from mnist_cli.runs.datasets import Datasets
@@ -67,9 +67,11 @@ class LocalProcesses:
 
     def run(self, jobs: Sequence[StackJob]) -> Events:
         """See `Executor`."""
-        steps = [RawValue("q", 0) for _ in jobs]
+        # Memory that forks share, of no file: there may be a limit on how large files become.
+        steps = memoryview(mmap.mmap(-1, 8 * max(len(jobs), 1))).cast("q")
         work = [
-            partial(_work, job, self._datasets, done) for job, done in zip(jobs, steps, strict=True)
+            partial(_work, job, self._datasets, steps[number : number + 1])
+            for number, job in enumerate(jobs)
         ]
         with closing(run_jobs(work, self._processes)) as messages:
             answer: bool | None = None
@@ -81,11 +83,11 @@ class LocalProcesses:
                 if isinstance(message, WorkerDied):
                     message = Failed((), RunError(message.why))
                 if isinstance(message, Started):
-                    message = replace(message, progress=partial(getattr, steps[number], "value"))
+                    message = replace(message, progress=partial(steps.__getitem__, number))
                 answer = yield number, message
 
 
-def _work(job: StackJob, datasets: Datasets, done: Any, send: Send) -> None:
+def _work(job: StackJob, datasets: Datasets, done: memoryview, send: Send) -> None:
     """Trains one stack in a worker, and sends what happens."""
     try:
         for event in train_stack(job, datasets):
@@ -102,7 +104,7 @@ def _work(job: StackJob, datasets: Datasets, done: Any, send: Send) -> None:
         send(Failed((), sent))
 
 
-def _publish(progress: Callable[[], int], done: Any) -> None:
+def _publish(progress: Callable[[], int], done: memoryview) -> None:
     while True:
-        done.value = progress()
+        done[0] = progress()
         time.sleep(PROGRESS_S)

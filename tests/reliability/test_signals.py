@@ -28,8 +28,7 @@ from mnist_cli.report import plots
 from mnist_cli.runs import interrupts
 from mnist_cli.runs.store import RunDirectory
 from tests.conftest import Ended, Mnist
-from tests.reliability.crash import contents
-from tests.reliability.forked import Command, alive, calls, until
+from tests.reliability.harness import Command, alive, calls, contents, until
 
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
 GIVES_UP = 10.0  # seconds after the signal within which a command has ended
