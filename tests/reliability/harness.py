@@ -8,12 +8,14 @@ first.
 import contextlib
 import errno
 import faulthandler
+import functools
 import os
 import random
 import resource
 import shutil
 import signal
 import sys
+import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -27,6 +29,7 @@ import torch
 
 from mnist_cli.cli import run_command
 from mnist_cli.data import durable
+from mnist_cli.engine import loop
 from mnist_cli.errors import CheckpointError
 from mnist_cli.report import plots
 from mnist_cli.runs import checkpoint
@@ -214,6 +217,20 @@ def calls(
     setattr(owner, name, spy)
 
 
+def at_step(steps: int, stack: int, then: Callable[[], object]) -> None:
+    """Has a process do something when a stack, its first or second and so on, has made so many."""
+    made = ("step", steps)
+    calls(loop.Training, "__setattr__", stack, then, counted=lambda _, *to: to == made)
+
+
+def alone(mark: Path) -> bool:
+    """Whether this process is the first of several here."""
+    with contextlib.suppress(FileExistsError):
+        mark.mkdir()
+        return True
+    return False
+
+
 def dies() -> None:
     """Ends this process as nothing in it can notice."""
     os.kill(os.getpid(), signal.SIGKILL)
@@ -395,37 +412,52 @@ class Attacks:
 
 
 @dataclass
-class Subject:
-    """A command, and what it comes to undisturbed; used in an empty folder of its own.
+class Undisturbed:
+    """What a command comes to that nothing happens to.
 
     Attributes:
-        start: the command line, without its runs directory.
-        place: the folder.
-        whole: what it must come to.
+        contents: of what it leaves.
         seconds: how long it takes.
         calls: how often it calls each operation of `FAULTS`.
     """
 
-    start: Sequence[str]
-    place: Path
-    whole: dict[str, Any] = field(init=False)
-    seconds: float = field(init=False)
-    calls: dict[str, int] = field(init=False)
+    contents: dict[str, Any]
+    seconds: float
+    calls: dict[str, int]
 
-    def __post_init__(self) -> None:
-        self.place.mkdir(parents=True, exist_ok=True)
-        for _ in range(2):  # the first is slower
-            disk, began = Disk(), time.monotonic()
-            ended = self.go(disk.install).wait()
+
+@functools.cache
+def undisturbed(*argv: str) -> Undisturbed:
+    """Runs a command twice (the first is slower) where nothing happens to it."""
+    for _ in range(2):
+        with tempfile.TemporaryDirectory() as place:
+            disk, began, runs = Disk(), time.monotonic(), Path(place) / "runs"
+            command = Command(Path(place), *argv, "--runs-dir", str(runs), before=disk.install)
+            ended = command.wait()
             assert ended.code == 0, ended.err
-            self.seconds, self.calls = time.monotonic() - began, disk.calls
-            self.whole = contents(self.folder)
-            self.clear()
+            seconds, folder = time.monotonic() - began, found(runs)
+            assert folder
+            whole = Undisturbed(contents(folder), seconds, disk.calls)
+    return whole
+
+
+class Subject:
+    """A command that things happen to, in a folder of its own.
+
+    Args:
+        start: the command line, without its runs directory.
+        place: the folder, in which there is nothing yet.
+    """
+
+    def __init__(self, start: Sequence[str], place: Path) -> None:
+        self.start, self._place = start, place
+        self.whole = undisturbed(*start)
+        place.mkdir(parents=True, exist_ok=True)
 
     @property
     def runs(self) -> Path:
         """Its runs directory."""
-        return self.place / "runs"
+        return self._place / "runs"
 
     @property
     def folder(self) -> Path:
@@ -438,17 +470,17 @@ class Subject:
         """Starts the command, or goes on with what is there of it."""
         folder = found(self.runs)
         argv = ["resume", str(folder)] if folder else [*self.start, "--runs-dir", str(self.runs)]
-        return Command(self.place, *argv, before=before)
+        return Command(self._place, *argv, before=before)
 
     def clear(self) -> None:
         """Removes what is there of it."""
-        shutil.rmtree(self.place)
-        self.place.mkdir()
+        shutil.rmtree(self._place)
+        self._place.mkdir()
 
     def differences(self) -> list[str]:
         """What is left other than in an undisturbed life, in words."""
-        there = contents(self.folder)
-        return [key for key in self.whole if there[key] != self.whole[key]]
+        there, whole = contents(self.folder), self.whole.contents
+        return [key for key in whole if there[key] != whole[key]]
 
 
 def kills(subject: Subject, count: int, dice: random.Random) -> Attacks:
@@ -460,7 +492,7 @@ def kills(subject: Subject, count: int, dice: random.Random) -> Attacks:
     while not made.lost:
         worker = "--workers" in subject.start and dice.random() < 0.3
         command = subject.go()
-        moment = dice.uniform(0, subject.seconds) if made.tried < count else PATIENCE
+        moment = dice.uniform(0, subject.whole.seconds) if made.tried < count else PATIENCE
         killed = command.kill_at(moment, worker)
         code, err = (ended := command.wait()).code, ended.err
         made.codes.append(code)
@@ -494,24 +526,22 @@ def endure(subject: Subject, before: Callable[[], object], what: str = "") -> At
     return Attacks(1, hit=ended.code != 0, runs=1, codes=[ended.code], lost=lost)
 
 
-def faults(subject: Subject, share: tuple[int, int] = (0, 1), both: bool = True) -> Attacks:
-    """Has every call of every operation fail, one in each life.
+def faults(subject: Subject, first: int = 0, step: int = 1) -> Attacks:
+    """Has calls of every operation fail, one in each life, by itself or with all that come after.
 
     Args:
         subject: the command.
-        share: which of how many parts of all of them.
-        both: whether each fails once by itself and once with all that come after it. If not, it is
-            one or the other by turns.
+        first: which of all these points is the first.
+        step: how many points further the next one is; odd, so that it fails in both ways by turns.
     """
     points = [
         (name, at, lasting)
-        for name, count in subject.calls.items()
+        for name, count in subject.whole.calls.items()
         for at in range(1, count + 1)
         for lasting in (False, True)
-        if both or lasting == bool(at % 2)
     ]
     made = Attacks()
-    for point in points[share[0] :: share[1]]:
+    for point in points[first::step]:
         add(made, endure(subject, Disk(*point).install, str(point)))
     return made
 

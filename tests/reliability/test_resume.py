@@ -379,7 +379,7 @@ def test_an_extension_that_is_cut_short_is_not_lost(mnist: Mnist, runs: Path) ->
     for number, last in enumerate(("config.yaml", "meta.json"), 2):
         name = f"mlp-000{number}"
         assert mnist("train", *SMALL, "--epochs", "2").code == 0
-        with failing(durable, "replace", lambda path, _, last=last: path.name == last):  # type: ignore[misc]
+        with failing(durable, "replace", lambda path, _, last=last: path.name == last):
             assert mnist("resume", name, "--epochs", "4").code == 1
         assert "is finished: 2 epochs" not in mnist("resume", name).out
         assert mnist("resume", name, "--epochs", "4").code == 0

@@ -11,14 +11,16 @@ from mnist_cli.errors import CheckpointError
 from mnist_cli.models.modules import build
 from mnist_cli.runs import checkpoint
 from tests.conftest import Mnist
-from tests.runs.test_trust import made, same
+from tests.reliability.harness import plain
+from tests.runs.test_trust import made, same, write
 
 
-def test_what_is_saved_comes_back_to_the_last_bit(tmp_path: Path) -> None:
-    path = tmp_path / "last.pt"
+@pytest.mark.parametrize("name", ["last.pt", "a.safetensors"])  # which is another library's
+def test_what_is_saved_comes_back_to_the_last_bit(name: str, tmp_path: Path) -> None:
+    path = tmp_path / name
     checkpoint.save(path, made(epoch=1))
     checkpoint.save(path, made())
-    assert same(vars(checkpoint.load(path)), vars(made()))
+    assert same(checkpoint.load(path), made())
     assert list(tmp_path.iterdir()) == [path]
     assert path.read_bytes() == checkpoint.dumps(made())
 
@@ -34,11 +36,9 @@ def test_plain_torch_reads_it_and_a_plain_module_takes_it(tmp_path: Path) -> Non
 
 def test_one_of_schema_1_can_be_used(mnist: Mnist, tmp_path: Path) -> None:
     """It had a digest of its own, and the record of every epoch."""
-    old = vars(made(resume={"records": [{"epoch": 1}], "optimizer": {"exp_avg": torch.ones(3)}}))
-    torch.save(
-        {"format": checkpoint.FORMAT, "schema": 1, "digest": "0" * 64, **old}, tmp_path / "a"
-    )
-    assert same(vars(checkpoint.load(tmp_path / "a")), old)
+    old = made(resume={"records": [{"epoch": 1}], "optimizer": {"exp_avg": torch.ones(3)}})
+    write(tmp_path / "a", schema=1, digest="0" * 64, resume=old.resume)
+    assert same(checkpoint.load(tmp_path / "a"), old)
     assert mnist("eval", "--checkpoint", str(tmp_path / "a")).code == 0
 
 
@@ -48,7 +48,7 @@ def test_weights_keep_their_precision(tmp_path: Path) -> None:
     checkpoint.save(tmp_path / "a.pt", made(config=config, model=state))
     module = build(Config.model_validate(config).model, (1, 28, 28), 10, 1)
     checkpoint.fit(module, checkpoint.load(tmp_path / "a.pt"))
-    assert same(dict(module.state_dict()), state)
+    assert plain(dict(module.state_dict())) == plain(state)
 
 
 def test_tensors_may_be_views_and_have_two_names(tmp_path: Path) -> None:
@@ -58,24 +58,10 @@ def test_tensors_may_be_views_and_have_two_names(tmp_path: Path) -> None:
     }
     checkpoint.save(tmp_path / "a.pt", made(model=state, resume={"best": state}))
     back = checkpoint.load(tmp_path / "a.pt")
-    assert same(back.model, made().model)
-    assert same(back.resume["best"], made().model)
+    assert plain(back.model) == plain(back.resume["best"]) == plain(made().model)
 
 
-def test_the_name_of_the_file_does_not_matter(tmp_path: Path) -> None:
-    """torch would hand a .safetensors to another library."""
-    checkpoint.save(tmp_path / "a.safetensors", made())
-    assert same(vars(checkpoint.load(tmp_path / "a.safetensors")), vars(made()))
-
-
-@pytest.mark.parametrize(
-    ("model", "difference"),
-    [
-        ({"width": 8}, r"1\.weight has shape \(2, 784\), .* \(8, 784\)"),
-        ({"width": 2, "depth": 3}, r"3\.weight has shape|has no 5\.weight"),
-    ],
-)
-def test_another_module_names_what_differs_first(model: dict[str, int], difference: str) -> None:
-    other = Config.model_validate({"model": {"name": "mlp", **model}})
-    with pytest.raises(CheckpointError, match=difference):
+def test_another_module_names_what_differs_first() -> None:
+    other = Config.model_validate({"model": {"name": "mlp", "width": 8}})
+    with pytest.raises(CheckpointError, match=r"1\.weight has shape \(2, 784\), .* \(8, 784\)"):
         checkpoint.fit(build(other.model, (1, 28, 28), 10, 0), made())

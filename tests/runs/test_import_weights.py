@@ -1,5 +1,6 @@
 """Weights trained elsewhere: every format comes in whole, and nothing else comes in."""
 
+import io
 import json
 import os
 import pickle
@@ -17,6 +18,7 @@ from safetensors.numpy import save_file
 from mnist_cli.runs import checkpoint, import_weights
 from mnist_cli.runs.store import RunDirectory
 from tests.conftest import Mnist
+from tests.runs.test_trust import Evil
 
 Arrays = dict[str, npt.NDArray[Any]]
 DATA = "data={name: synthetic, size: 700}"
@@ -119,6 +121,9 @@ def test_a_state_dict_with_the_models_own_names(mnist: Mnist, tmp_path: Path) ->
     back = checkpoint.load(Path(ended.json["checkpoint"]))
     for name, value in module.state_dict().items():
         assert torch.equal(back.model[name], value)
+    resumed = mnist("resume", ended.json["run"])
+    assert (resumed.code, resumed.out) == (2, "")
+    assert "was imported, so there is nothing to go on with" in resumed.err
     again = mnist("import", ended.json["checkpoint"], DATA)
     assert again.code == 5
     assert "a checkpoint of mnist already" in again.err
@@ -195,23 +200,15 @@ def test_other_types_and_values(mnist: Mnist, arrays: Arrays, tmp_path: Path) ->
         assert "array" in refused(mnist, path)
 
 
-class Evil:
-    def __reduce__(self) -> tuple[Any, tuple[str]]:
-        return os.system, ("touch ran",)
-
-
-def test_nothing_in_a_file_is_run(
-    mnist: Mnist, arrays: Arrays, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    path = tmp_path / "w.pkl"
+def test_nothing_in_a_file_is_run(mnist: Mnist, arrays: Arrays, tmp_path: Path) -> None:
+    path, evil = tmp_path / "w.pkl", Evil(tmp_path / "ran")
     for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
-        path.write_bytes(pickle.dumps({**arrays, "W1": Evil()}, protocol))
+        path.write_bytes(pickle.dumps({**arrays, "W1": evil}, protocol))
         assert f"asks for {os.system.__module__}.system" in refused(mnist, path)
-    torch.save({**arrays, "W1": Evil()}, path)
+    torch.save({**arrays, "W1": evil}, path)
     refused(mnist, path)
     with path.open("wb") as file:
-        np.savez(file, W1=np.array([Evil()], dtype=object))
+        np.savez(file, W1=np.array([evil], dtype=object))
     assert "allow_pickle" in refused(mnist, path)
     assert not (tmp_path / "ran").exists()
 
@@ -235,33 +232,34 @@ def test_what_is_not_weights(mnist: Mnist, tmp_path: Path) -> None:
     assert "before version 1.6" in refused(mnist, old)
 
 
-F32 = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
-
-
-@pytest.mark.parametrize(
-    "header",
-    [
-        {"W1": F32 | {"shape": [3]}},
-        {"W1": F32, "W2": F32},
-        {"W1": F32 | {"data_offsets": [0, 2**40], "shape": [2**38]}},
-        {"W1": [0, 8]},
-    ],
-)
-def test_safetensors_headers_that_lie(mnist: Mnist, header: dict[str, Any], tmp_path: Path) -> None:
+def safetensors(header: dict[str, Any]) -> bytes:
     text = json.dumps(header).encode()
-    (tmp_path / "w.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + bytes(8))
-    assert "(safetensors)" in refused(mnist, tmp_path / "w.safetensors")
+    return struct.pack("<Q", len(text)) + text + bytes(8)
 
 
-@pytest.mark.parametrize(
-    ("descr", "shape"), [("<f4", "(1000000000000,)"), ("<f4", "__import__('os')"), ("<f4", "(-1,)")]
-)
-def test_npz_headers_that_lie(mnist: Mnist, descr: str, shape: str, tmp_path: Path) -> None:
-    text = f"{{'descr': '{descr}', 'fortran_order': False, 'shape': {shape}, }}\n".encode()
-    with zipfile.ZipFile(tmp_path / "w.npz", "w") as archive:
+def npz(shape: str) -> bytes:
+    text = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}\n".encode()
+    with zipfile.ZipFile(file := io.BytesIO(), "w") as archive:
         header = b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text
         archive.writestr("W1.npy", header + bytes(8))
-    assert "(npz)" in refused(mnist, tmp_path / "w.npz")
+    return file.getvalue()
+
+
+F32 = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
+HUGE = {"dtype": "F32", "shape": [2**38], "data_offsets": [0, 2**40]}
+
+
+@pytest.mark.parametrize(
+    ("content", "form"),
+    [
+        *((safetensors({"W1": value}), "safetensors") for value in (F32 | {"shape": [3]}, HUGE)),
+        *((safetensors(value), "safetensors") for value in ({"W1": F32, "W2": F32}, {"W1": [0]})),
+        *((npz(shape), "npz") for shape in ("(1000000000000,)", "__import__('os')", "(-1,)")),
+    ],
+)
+def test_headers_that_lie(mnist: Mnist, content: bytes, form: str, tmp_path: Path) -> None:
+    (tmp_path / "w").write_bytes(content)
+    assert f"({form})" in refused(mnist, tmp_path / "w")
 
 
 def test_an_npz_that_unpacks_to_too_much(

@@ -19,6 +19,7 @@ from mnist_cli.models.modules import build
 from mnist_cli.runs import checkpoint
 from mnist_cli.runs.checkpoint import FORMAT, SCHEMA, Checkpoint
 from tests.conftest import Mnist
+from tests.reliability.harness import plain
 
 
 def made(**changes: Any) -> Checkpoint:
@@ -59,22 +60,9 @@ def write(path: Path, **changes: Any) -> Path:
     return path
 
 
-def same(first: Any, second: Any) -> bool:
-    """Whether two values are the same to the last bit and the last attribute."""
-    if type(first) is not type(second):
-        return False
-    if isinstance(first, torch.Tensor):
-        return bool(
-            first.dtype == second.dtype
-            and first.shape == second.shape
-            and first.requires_grad == second.requires_grad
-            and first.numpy().tobytes() == second.numpy().tobytes()
-        )
-    if isinstance(first, dict):
-        return list(first) == list(second) and all(same(first[key], second[key]) for key in first)
-    if isinstance(first, list | tuple):
-        return len(first) == len(second) and all(map(same, first, second))
-    return repr(first) == repr(second)
+def same(first: Checkpoint, second: Checkpoint) -> bool:
+    """Whether two checkpoints are the same to the last bit."""
+    return bool(plain(vars(first)) == plain(vars(second)))
 
 
 def refusal(path: Path) -> str:
@@ -122,7 +110,7 @@ def test_a_flipped_bit_is_refused_or_means_nothing(path: Path, where: str) -> No
         except CheckpointError:
             outcomes.add("refused")
         else:
-            assert same(vars(back), vars(made())), f"bit flipped at {place}"
+            assert same(back, made()), f"bit flipped at {place}"
             outcomes.add("means nothing")
     assert outcomes == {"refused", "means nothing"}
 
@@ -174,16 +162,12 @@ def test_code_is_not_run(
     content = vars(made()) | {"format": FORMAT, place: {"a": [evil]}}
     torch.save(evil if place == "alone" else content, path)
     assert "asks for posix.system, which is code" in refusal(path)
+    for protocol in range(pickle.HIGHEST_PROTOCOL + 1):  # a bare pickle
+        (tmp_path / "bare.pt").write_bytes(pickle.dumps(evil, protocol))
+        refusal(tmp_path / "bare.pt")
     assert not sentinel.exists()
     torch.load(path, weights_only=False)  # which is what would have happened
     assert sentinel.exists()
-
-
-def test_code_in_a_bare_pickle_is_not_run(tmp_path: Path) -> None:
-    for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
-        (tmp_path / "evil.pt").write_bytes(pickle.dumps(Evil(tmp_path / "ran"), protocol))
-        refusal(tmp_path / "evil.pt")
-    assert not (tmp_path / "ran").exists()
 
 
 @pytest.mark.parametrize(
@@ -203,35 +187,37 @@ def test_a_newer_checkpoint_says_so(tmp_path: Path) -> None:
     assert "pip install --upgrade" in error
 
 
+def weights(name: str, value: Any) -> dict[str, Any]:
+    return {"model": made().model | {name: value}}
+
+
+def model_of(width: int) -> dict[str, Any]:
+    return {"config": made().config | {"model": {"name": "mlp", "width": width}}}
+
+
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        (
-            {"config": made().config | {"model": {"name": "mlp", "width": 8}}},
-            "1.weight has shape (2, 784), but in the model of its config (8, 784)",
-        ),
+        (model_of(width=8), "1.weight has shape (2, 784), but in the model of its config (8, 784)"),
         ({"config": made().config | {"model": {"name": "cnn"}}}, "it has no conv1.weight"),
         ({"model": {"1.weight": made().model["1.weight"]}}, "it has no 1.bias"),
-        ({"model": made().model | {"5.bias": torch.ones(1)}}, "it has 5.bias, which the model of"),
-        ({"model": made().model | {"\x1b[2J\r\nok: ": torch.ones(1)}}, "ok: "),
-        (
-            {"model": {name: value.double() for name, value in made().model.items()}},
-            "1.weight is torch.float64, but its config says fp32",
-        ),
-        ({"model": made().model | {"1.bias": [0.0, 0.0]}}, "1.bias is not a named tensor"),
-        ({"model": made().model | {"1.bias": torch.zeros(2).to_sparse()}}, "1.bias is not"),
-        ({"model": made().model | {"1.bias": torch.zeros(2, device="meta")}}, "1.bias is not"),
-        ({"model": made().model | {"1.bias": torch.tensor([0, float("nan")])}}, "1.bias has val"),
-        ({"model": made().model | {"1.bias": torch.tensor([-float("inf"), 0])}}, "1.bias has val"),
+        (weights("5.bias", torch.ones(1)), "it has 5.bias, which the model of"),
+        (weights("\x1b[2J\r\nok: ", torch.ones(1)), "ok: "),
+        (weights("1.weight", made().model["1.weight"].double()), "1.weight is torch.float64, but"),
+        (weights("1.bias", [0.0, 0.0]), "1.bias is not a named tensor"),
+        (weights("1.bias", torch.zeros(2).to_sparse()), "1.bias is not"),
+        (weights("1.bias", torch.zeros(2, device="meta")), "1.bias is not"),
+        (weights("1.bias", torch.tensor([0, float("nan")])), "1.bias has val"),
+        (weights("1.bias", torch.tensor([-float("inf"), 0])), "1.bias has val"),
         ({"model": {3: torch.zeros(3)}}, "3 is not a named tensor"),
         ({"config": {"modle": "mlp"}}, "its config cannot be used"),
         ({"config": {"optimizer": {"lr": -1}}}, "optimizer.lr: must be greater than 0"),
         ({"config": {3: {}}}, "its config cannot be used"),
         ({"config": {"name": {1, 2}}}, "its config cannot be used"),
         ({"config": {"train": {"seed": 10**30}}}, "its config cannot be used"),
-        ({"config": {"model": {"name": "mlp", "width": 2**62}}}, "its config cannot be used"),
-        ({"config": {"model": {"name": "mlp", "width": 2**63}}}, "its config cannot be used"),
-        ({"config": {"model": {"name": "mlp", "width": 10**12}}}, "1.weight has shape (2, 784)"),
+        (model_of(width=2**62), "its config cannot be used"),
+        (model_of(width=2**63), "its config cannot be used"),
+        (model_of(width=10**12), "1.weight has shape (2, 784)"),
     ],
 )
 def test_tensors_that_are_not_the_configs_are_named(
@@ -253,15 +239,21 @@ def rewritten(
     return target
 
 
-def test_a_deflated_bomb_is_refused_unopened(path: Path, tmp_path: Path) -> None:
+def test_what_would_unpack_to_far_more_is_refused_unopened(path: Path, tmp_path: Path) -> None:
     def blow(name: str, data: bytes) -> bytes:
         return bytes(50_000_000) if name.endswith("data/0") else data
 
-    bomb = rewritten(
-        path, tmp_path / "bomb.pt", blow, compression=zipfile.ZIP_DEFLATED, compresslevel=1
-    )
-    assert bomb.stat().st_size < 1_000_000
-    assert "not stored" in refusal(bomb)
+    def claim(_: str, data: bytes) -> bytes:
+        huge = b"\x8a\x06" + (2**45 - 1).to_bytes(6, "little")
+        return data.replace(b"M" + struct.pack("<H", 2 * 784), huge)
+
+    options = {"compression": zipfile.ZIP_DEFLATED, "compresslevel": 1}
+    assert "not stored" in refusal(rewritten(path, tmp_path / "bomb.pt", blow, **options))
+    refusal(rewritten(path, tmp_path / "huge.pt", claim))
+    large = torch.zeros(1).expand(10**6, 10**6)
+    for name in ("1.weight", "another"):
+        repeated = write(tmp_path / "a.pt", model=made().model | {name: large})
+        assert f"{name} is not a named tensor with all its numbers" in refusal(repeated)
 
 
 def test_an_archive_that_says_it_is_larger_than_it_is_is_refused(path: Path) -> None:
@@ -272,19 +264,6 @@ def test_an_archive_that_says_it_is_larger_than_it_is_is_refused(path: Path) -> 
         struct.pack_into("<I", whole, at, 0xFFFF_FF00)
     path.write_bytes(whole)
     refusal(path)
-
-
-def test_a_storage_that_claims_terabytes_is_refused(path: Path, tmp_path: Path) -> None:
-    numel = b"M" + struct.pack("<H", 2 * 784)
-    huge = b"\x8a\x06" + (2**45 - 1).to_bytes(6, "little")
-    refusal(rewritten(path, tmp_path / "huge.pt", lambda _, data: data.replace(numel, huge)))
-
-
-def test_a_tensor_that_repeats_one_number_terabytes_long_is_refused(tmp_path: Path) -> None:
-    large = torch.zeros(1).expand(10**6, 10**6)
-    for name in ("1.weight", "another"):
-        path = write(tmp_path / "a.pt", model=made().model | {name: large})
-        assert f"{name} is not a named tensor with all its numbers" in refusal(path)
 
 
 def test_a_config_that_holds_itself_or_one_list_many_times_is_refused(tmp_path: Path) -> None:
@@ -333,12 +312,8 @@ def test_every_refusal_of_the_command_is_exit_5_an_error_and_a_hint(
     whole = path.read_bytes()
     assert mnist("eval", "--checkpoint", str(path)).code == 0
     write(tmp_path / "evil", resume=Evil(tmp_path / "ran"))
-    write(tmp_path / "newer", schema=SCHEMA + 1)
-    write(tmp_path / "config", config={"optimizer": {"lr": -1}})
     (tmp_path / "half").write_bytes(whole[: len(whole) // 2])
-    (tmp_path / "notes").write_text("hello")
-    os.mkfifo(tmp_path / "pipe")
-    for name in ("evil", "newer", "config", "half", "notes", "pipe", "/dev/zero", ".", "none"):
+    for name in ("evil", "half", "/dev/zero", ".", "none"):
         ended = mnist("eval", "--checkpoint", str(tmp_path / name))
         lines = ended.err.splitlines()
         assert (ended.code, ended.out) == (5, ""), name

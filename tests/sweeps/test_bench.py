@@ -61,8 +61,7 @@ def flops(call: Callable[[], object]) -> int:
     return int(counter.get_total_flops())
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("replicas", [1, 3])
+@pytest.mark.parametrize(("precision", "replicas"), [("fp32", 1), ("bf16", 3)])
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_the_roofline_computes_what_the_model_does(
     case: Case, replicas: int, precision: str, data: Dataset
@@ -108,18 +107,17 @@ def test_a_process_that_fails_ends_the_measurement(data: Dataset) -> None:
         benches.step_seconds(variant(1, 0, processes=2), sleeping, data, 0.01)
 
 
-def test_the_document_and_the_picture(tmp_path: Path) -> None:
-    # In a process of its own: what is measured gets threads, and those of this one would be in the
-    # way.
-    options = ["--quick", "--only", "logistic", "--json", "--plot", str(tmp_path / "bench.png")]
-    ended = subprocess.run(
-        [sys.executable, "-m", "mnist_cli", "bench", *options],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+def python(*argv: str) -> "subprocess.CompletedProcess[str]":
+    """Runs a module in a process of its own: threads of this one would be in the way."""
+    command = [sys.executable, "-m", *argv]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert ended.returncode == 0, ended.stderr
+    return ended
+
+
+def test_the_document_and_the_picture(tmp_path: Path) -> None:
+    options = ("--quick", "--only", "logistic", "--json", "--plot", str(tmp_path / "bench.png"))
+    ended = python("mnist_cli", "bench", *options)
     found = json.loads(ended.stdout, parse_constant=pytest.fail)
     assert list(found) == ["machine", "rounds", "works"]
     machine = ["cpu", "cores", "threads", "device", "torch", "python", "system", "load"]
@@ -127,13 +125,8 @@ def test_the_document_and_the_picture(tmp_path: Path) -> None:
     assert found["rounds"] == 1
     (work,) = found["works"]
     variants = work.pop("variants")
-    assert work == {
-        "name": "logistic",
-        "experiment": "E1",
-        "about": "784-10",
-        "batch_size": 64,
-        "optimizer": "adam",
-    }
+    assert list(work) == ["name", "experiment", "about", "batch_size", "optimizer"]
+    assert list(work.values()) == ["logistic", "E1", "784-10", 64, "adam"]
     names = ["tutorial", "alone", "stack of 4", "stack of 16", "stack of 64"]
     assert [each["name"] for each in variants] == names
     for each in variants:
@@ -182,17 +175,9 @@ def test_what_cannot_be_measured_is_a_usage_error(
 
 def test_cases_are_selected_by_name_or_experiment() -> None:
     assert [case.name for case in benches.select_cases("e1, depth")] == ["mlp", "logistic", "depth"]
-    assert benches.select_cases(None) == list(CASES)
 
 
 def test_the_grid_runs() -> None:
-    ended = subprocess.run(
-        [sys.executable, "-m", "tests.benchmarks.grid", "--quick"],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert ended.returncode == 0, ended.stderr
+    ended = python("tests.benchmarks.grid", "--quick")
     assert f"torch {torch.__version__}" in ended.stdout
     assert ended.stdout.count(": ratio ") == 4

@@ -17,17 +17,16 @@ from mnist_cli.sweeps.jobs import Epoch
 from mnist_cli.sweeps.plan import can_fork
 from tests.engine.test_stack import train_alone
 
-BATCH = 32
-needs_fork = pytest.mark.skipif(not can_fork(), reason="needs fork")
 
-
-@needs_fork
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.skipif(not can_fork(), reason="needs fork")
+@pytest.mark.parametrize(("processes", "fuse"), [(1, True), (1, False), (2, True)])
 @pytest.mark.parametrize("seeds", [[0], [0, 1, 2]], ids=["shared order", "own orders"])
-def test_processes_come_to_the_plain_loop(processes: int, seeds: list[int], tmp_path: Path) -> None:
+def test_processes_come_to_the_plain_loop(
+    processes: int, fuse: bool, seeds: list[int], tmp_path: Path
+) -> None:
     config = Config.model_validate(
         {
-            "data": {"name": "synthetic", "size": 140, "split": "official", "batch_size": BATCH},
+            "data": {"name": "synthetic", "size": 140, "split": "official", "batch_size": 32},
             "model": {"name": "mlp", "width": 16, "activation": "tanh", "dropout": 0.5},
             "scheduler": {"name": "step", "step_size": 3, "gamma": 0.5, "interval": "step"},
             "train": {"epochs": 3, "precision": "fp64"},
@@ -36,9 +35,10 @@ def test_processes_come_to_the_plain_loop(processes: int, seeds: list[int], tmp_
     )
     datasets = Datasets(print)
     folder = store.create(tmp_path, "processes")
-    sweep = sweeps.create(config, expand(config), folder, workers=processes)
+    sweep = sweeps.create(config, expand(config), folder, fuse=fuse, workers=processes)
     plan = sweeps.partition(sweep, datasets)
     assert plan.workers == processes
+    assert fuse or len(plan.stacks) == len(sweep.runs)
     executor: executors.Executor = executors.InProcess(datasets)
     if processes > 1:
         executor = executors.LocalProcesses(datasets, processes)
@@ -55,22 +55,3 @@ def test_processes_come_to_the_plain_loop(processes: int, seeds: list[int], tmp_
             torch.testing.assert_close(found.model[name], value, rtol=1e-6, atol=1e-9)
         assert [record["train/loss"] for record in run.records] == pytest.approx(losses, rel=1e-8)
         assert run.folder.metrics() == run.records
-
-
-def test_one_run_at_a_time_comes_to_the_same(tmp_path: Path) -> None:
-    config = Config.model_validate(
-        {
-            "data": {"name": "synthetic", "size": 140, "split": "official", "batch_size": BATCH},
-            "train": {"epochs": 2, "precision": "fp64"},
-            "sweep": {"optimizer.lr": [1e-2, 1e-3]},
-        }
-    )
-    datasets, losses = Datasets(print), []
-    for fuse in (True, False):
-        folder = store.create(tmp_path, "fuse")
-        sweep = sweeps.create(config, expand(config), folder, fuse=fuse, workers=1)
-        plan = sweeps.partition(sweep, datasets)
-        assert len(plan.stacks) == (1 if fuse else 2)
-        list(sweeps.run(sweep, plan.stacks, executors.InProcess(datasets), datasets))
-        losses.append([run.best["val/loss"] for run in sweep.runs if run.best])
-    assert losses[0] == pytest.approx(losses[1], rel=1e-9)

@@ -88,17 +88,12 @@ def test_threads_are_for_large_steps_alone(data: Dataset, monkeypatch: pytest.Mo
     assert plans.plan([[0]], [small], [data]).stacks[0].threads == 1
     assert plans.plan([[0]], [large], [data]).stacks[0].threads == 8
     two = plans.plan([[0], [1]], [large, large], [data, data], workers=2)
-    if plans.can_fork():
-        assert [stack.threads for stack in two.stacks] == [1, 1]
+    assert [stack.threads for stack in two.stacks] == [1, 1] or not plans.can_fork()
     few = plans.plan([[0, 1, 2]], [large] * 3, [data])
     assert (few.workers, [stack.threads for stack in few.stacks]) == (1, [8])
 
 
 def test_more_epochs_are_dealt_out_as_if_they_had_been_asked_for(data: Dataset) -> None:
-    plan = {
-        epochs: plans.plan(
-            [range(64)], [Config.model_validate({"train": {"epochs": epochs}})] * 64, [data]
-        )
-        for epochs in (1, 1000)
-    }
-    assert plan[1] == plan[1000]
+    few, many = (Config.model_validate({"train": {"epochs": epochs}}) for epochs in (1, 1000))
+    found = [plans.plan([range(64)], [config] * 64, [data]) for config in (few, many)]
+    assert found[0] == found[1]
