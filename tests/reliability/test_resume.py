@@ -305,25 +305,6 @@ def cut_after(epochs: int) -> AbstractContextManager[None]:
     return failing(checkpoint, "save", lambda _, state: state.epoch > epochs)
 
 
-def test_a_run_that_could_not_be_written_says_how_it_goes_on(mnist: Mnist, runs: Path) -> None:
-    assert mnist("train", *SMALL).code == 0
-    with cut_after(2):
-        ended = mnist("train", *SMALL)
-    place = runs / "mlp-0002"
-    assert ended.code == 1
-    assert ended.err.splitlines()[-2:] == [
-        f"error: mlp-0002 failed: {place / 'last.pt'}: No space left on device",
-        f"hint: make room there; go on with: mnist resume {place}",
-    ]
-    assert disagreements(place) == []
-    ended = mnist("resume", "mlp-0002")
-    assert (ended.code, "mlp-0002 goes on from epoch 3: " in ended.out) == (0, True)
-    ended = mnist("resume", "mlp-0002", "--json")
-    assert (ended.code, ended.json["epochs"]) == (0, 4)
-    assert "mlp-0002 is finished: 4 epochs" in ended.err
-    assert contents(place) == contents(runs / "mlp-0001")
-
-
 def test_a_run_whose_end_could_not_be_written_has_failed(mnist: Mnist, runs: Path) -> None:
     """A sweep does not say that all is well; the others say how they ended."""
     with failing(durable, "replace", lambda path, _: path.parts[-2:] == ("000", "summary.json")):
@@ -398,8 +379,8 @@ def test_what_cannot_go_on_is_refused_with_the_reason(mnist: Mnist, runs: Path) 
             assert (ended.code, "put the file back" in ended.err) == (2, True), (file, new, more)
         (runs / file).write_text(text)
     assert before == {path: path.read_bytes() for path in before}
-    for name in ("mlp-sweep-0001", "mlp-0001"):
-        assert mnist("resume", name).code == 0
+    assert mnist("resume", "mlp-sweep-0001").code == 0
+    assert "mlp-0001 goes on from epoch 2: " in mnist("resume", "mlp-0001").out
     (runs / "mlp-0001" / "config.yaml").unlink()
     ended = mnist("resume", str(runs / "mlp-0001"))
     assert (ended.code, "has no config.yaml" in ended.err) == (2, True)
@@ -448,10 +429,6 @@ def test_a_trial_that_lost_its_config_starts_clean(mnist: Mnist, runs: Path) -> 
     assert mnist("resume", folder.name).code == 0
     assert contents(folder.path) == whole
     assert disagreements(folder.path) == []
-    ended = mnist("resume", folder.name, "--json")
-    assert (ended.code, len(ended.json["trials"])) == (0, 2)
-    assert "is finished: 2 runs" in ended.err
-    assert contents(folder.path) == whole
 
 
 def test_the_test_set_is_opened_once_for_the_same_weights(
@@ -464,9 +441,7 @@ def test_the_test_set_is_opened_once_for_the_same_weights(
         return evaluate(*args)
 
     monkeypatch.setattr("mnist_cli.sweeps.sweep.evaluate", counted)
-    with failing(
-        durable, "replace", lambda path, _: bool(measured) and path.name == "summary.json"
-    ):
+    with failing(durable, "replace", lambda path, _: measured and path.name == "summary.json"):
         assert mnist("sweep", *SMALL, "--lrs", "1e-2,1e-3", "--epochs", "2").code == 1
     assert measured == ["test"]
     ended = mnist("resume", "mlp-sweep-0001", "--json")
@@ -484,21 +459,16 @@ def test_a_sweep_without_its_meta_opens_no_test_set(mnist: Mnist, runs: Path) ->
     assert "test/acc" not in ended.json["best"]
 
 
-def test_a_winner_whose_checkpoint_is_gone_is_said(
-    mnist: Mnist, runs: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_winner_whose_checkpoint_is_gone_is_said(mnist: Mnist, runs: Path) -> None:
     def losing(*args: Any) -> Generator[Event, None, None]:
         yield from drive(*args)
         for path in runs.glob("*/trials/*/best.pt"):
             path.unlink()
 
-    with monkeypatch.context() as patched:
-        patched.setattr(sweeps, "drive", losing)
+    with mock.patch.object(sweeps, "drive", losing):
         ended = mnist("sweep", *SMALL, "--lrs", "1e-2", "--epochs", "2")
-    assert (ended.code, "trials/000/best.pt, the winner's checkpoint, is gone" in ended.err) == (
-        3,
-        True,
-    )
+    assert ended.code == 3
+    assert "trials/000/best.pt, the winner's checkpoint, is gone" in ended.err
     assert mnist("resume", "mlp-sweep-0001").code == 0
 
 

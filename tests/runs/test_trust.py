@@ -130,7 +130,7 @@ def test_a_file_of_the_archive_that_became_a_folder_is_refused(path: Path) -> No
 
 def test_a_missing_or_odd_part_is_named(tmp_path: Path) -> None:
     content = {"format": FORMAT, "schema": SCHEMA, **vars(made())}
-    for key in ("schema", *Checkpoint.__dataclass_fields__):
+    for key in ("schema", *vars(made())):
         torch.save({name: value for name, value in content.items() if name != key}, tmp_path / "a")
         assert f"{key} is not what" in refusal(tmp_path / "a")
         for value in ("1", 1.5, None, torch.ones(2), [1]):
@@ -303,22 +303,6 @@ def test_what_is_no_file_is_not_opened(tmp_path: Path, monkeypatch: pytest.Monke
         ("x" * 300, "name too long"),
     ]:
         assert sentence in refusal(tmp_path / name)
-
-
-def test_every_refusal_of_the_command_is_exit_5_an_error_and_a_hint(
-    mnist: Mnist, path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
-    whole = path.read_bytes()
-    assert mnist("eval", "--checkpoint", str(path)).code == 0
-    write(tmp_path / "evil", resume=Evil(tmp_path / "ran"))
-    (tmp_path / "half").write_bytes(whole[: len(whole) // 2])
-    for name in ("evil", "half", "/dev/zero", ".", "none"):
-        ended = mnist("eval", "--checkpoint", str(tmp_path / name))
-        lines = ended.err.splitlines()
-        assert (ended.code, ended.out) == (5, ""), name
-        assert [line.partition(": ")[0] for line in lines] == ["error", "hint"], name
-    assert not (tmp_path / "ran").exists()
 
 
 def test_a_checkpoint_is_given_as_a_file_a_run_or_its_folder(mnist: Mnist) -> None:
