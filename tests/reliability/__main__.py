@@ -21,7 +21,7 @@ from unittest import mock
 
 from mnist_cli.config import load
 from mnist_cli.data import durable
-from mnist_cli.errors import CheckpointError, DataError
+from mnist_cli.errors import DataError
 from mnist_cli.runs import checkpoint, run, store
 from mnist_cli.runs.datasets import Datasets
 from mnist_cli.sweeps.driver import drive
@@ -39,8 +39,7 @@ from tests.reliability.harness import (
     file_limit,
     kills,
 )
-from tests.runs.test_trust import made as made_checkpoint
-from tests.runs.test_trust import same
+from tests.runs.test_trust import flips
 
 AT_ONCE = 2  # processes that attack
 FAULTS_APART = {"train": 5, "sweep": 31}  # of all points of failure, each process takes so few
@@ -110,25 +109,10 @@ def _limited(start: Sequence[str], place: Path, part: int) -> Attacks:
 
 def _flipped(asked: argparse.Namespace, place: Path, part: int) -> Attacks:
     """A flipped bit of a checkpoint is seen, or it is not of anything that is read."""
-    dice, whole, found = random.Random(f"{asked.seed} {part}"), made_checkpoint(), Attacks()
-    path = place / "flipped.pt"
-    path.parent.mkdir(exist_ok=True)
-    checkpoint.save(path, whole)
-    content = path.read_bytes()
-    for _ in range(asked.flips // AT_ONCE):
-        damaged = bytearray(content)
-        where = dice.randrange(len(content))
-        damaged[where] ^= 1 << dice.randrange(8)
-        path.write_bytes(damaged)
-        found.tried += 1
-        try:
-            back = checkpoint.load(path)
-        except CheckpointError:
-            found.hit += 1
-        else:
-            if not same(back, whole):
-                found.lost.append(f"byte {where} went unseen")
-    return found
+    place.mkdir(exist_ok=True)
+    count, dice = asked.flips // AT_ONCE, random.Random(f"{asked.seed} {part}")
+    refused, unseen = flips(place / "flipped.pt", dice, count)
+    return Attacks(count, hit=refused, lost=[f"byte {where} went unseen" for where in unseen])
 
 
 def _cost(place: Path) -> str:
