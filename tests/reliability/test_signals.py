@@ -193,14 +193,14 @@ def test_interrupted_while_it_writes_prepared_data(tmp_path: Path) -> None:
 DURING: dict[str, tuple[tuple[str, ...], When, str]] = {
     "prepare": (TRAIN, at_call(loop.Training, "__post_init__"), "0 finished epochs"),
     "train": (TRAIN, partial(at_step, 6, 1), "1 finished epochs"),
-    "evaluate": (TRAIN, at_call(loop, "evaluate", 2), "1 finished epochs"),
+    "evaluate": (TRAIN, at_call(loop.Evaluation, "measure", 2), "1 finished epochs"),
     "write metrics": (TRAIN, at_write("metrics.jsonl", 2, "append"), "2 finished epochs"),
     "write best.pt": (TRAIN, at_write("best.pt", 2), "2 finished epochs"),
     "write last.pt": (TRAIN, at_write("last.pt", 2), "2 finished epochs"),
     "the first run": (SWEEP, partial(at_step, 6, 1), "0 of 3 runs"),
     "between runs": (SWEEP, at_call(loop.Training, "__post_init__", 2), "1 of 3 runs"),
     "the last run": (SWEEP, partial(at_step, 6, 3), "2 of 3 runs"),
-    "test": (SWEEP, at_call(loop, "evaluate", 3 * EPOCHS + 1), "3 of 3 runs"),
+    "test": (SWEEP, at_call(loop.Evaluation, "measure", 3 * EPOCHS + 1), "3 of 3 runs"),
 }
 
 
