@@ -19,7 +19,7 @@ app = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help="Look at the
 def runs_list(runs_dir: RunsDir = None, as_json: Json = False) -> None:
     """Every run and sweep in the runs directory, newest last."""
     root = store.runs_root(runs_dir)
-    # The status first: a run that has ended by then has told everything.
+    # The status first: a run that has ended by then has its summary.
     found = [(run, run.status(), run.meta(), run.summary()) for run in store.all_runs(root)]
     if as_json:
         rows = [

@@ -286,7 +286,7 @@ def _show_outcome(
         took = f"{tables.duration(trained.seconds)} in all"
         parts = [*parts, took, *screen.checkpoint_lines(trained.folder.best)]
     screen.print_result(as_json, summary, *parts)
-    try:  # last: whoever has no patience for pictures has seen the figures
+    try:  # last: by now the figures are on the screen
         plots.draw(trained.folder)
     except Exception as error:  # noqa: BLE001 - whatever it is, the run is finished and saved
         print(f"warning: the pictures could not be drawn: {error}", file=sys.stderr)

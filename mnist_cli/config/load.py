@@ -1,7 +1,7 @@
 """From a file and a command line to one validated config, or to everything that is wrong in them.
 
 Overrides are put into the values of the file before their one validation, so that a value is
-checked in the same way, and its position told, wherever it comes from.
+checked in the same way, and its position shown, wherever it comes from.
 """
 
 import json
@@ -82,7 +82,7 @@ def load_saved(
     overrides: Sequence[str] = (),
     flags: Sequence[Flag] = (),
 ) -> Config:
-    """Reads a config from plain values, such as those in a checkpoint, which nobody vouches for.
+    """Reads a config from plain values, such as those in a checkpoint, which nothing vouches for.
 
     Args:
         saved: what `Config.resolved` gave.

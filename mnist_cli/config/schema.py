@@ -342,7 +342,7 @@ class ReferenceRun(Section):
 
 
 class Reference(Section):
-    """Figures somebody published for this experiment, shown beside the measured ones."""
+    """Published figures of this experiment, shown beside the measured ones."""
 
     source: Annotated[str, Field(pattern=TEXT_PATTERN)]
     """Where the figures come from."""

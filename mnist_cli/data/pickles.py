@@ -70,7 +70,7 @@ class _Array(np.ndarray):
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> object:
         allowed = {
-            ("numpy", "ndarray"): None,  # the type that _reconstruct is told to make
+            ("numpy", "ndarray"): None,  # the type that _reconstruct is asked to make
             ("numpy", "dtype"): _Dtype,
             ("numpy.core.multiarray", "_reconstruct"): self._reconstruct,
             ("numpy.core.multiarray", "scalar"): self._scalar,

@@ -62,7 +62,7 @@ class Tape:
         self.calls.append(partial(function, *args, **kwargs))
 
     def overwrite(self, x: Value) -> Tensor:
-        """Where an elementwise function of `x` goes: its own place, if nobody reads it after."""
+        """Where an elementwise function of `x` goes: its own place, if no later node reads it."""
         return x.data if x.disposable and x.users == 1 else alike(x.data)
 
     @contextmanager

@@ -94,7 +94,7 @@ def duration(seconds: float | None) -> str:
 
 
 def local_time(iso: Any) -> str:
-    """A saved time on the clock of whoever looks: 2026-01-31 17:05; `-` for none."""
+    """A saved time in the reader's time zone: 2026-01-31 17:05; `-` for none."""
     try:
         return f"{datetime.fromisoformat(iso).astimezone():%Y-%m-%d %H:%M}"
     except (TypeError, ValueError, OverflowError):

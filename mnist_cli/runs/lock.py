@@ -1,4 +1,4 @@
-"""Who trains a run: one process at a time, and whoever looks can see whether there is one.
+"""Who trains a run: one process at a time, and any other can see whether there is one.
 
 The operating system releases the lock of a process however that ends.
 """

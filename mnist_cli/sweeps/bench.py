@@ -416,7 +416,7 @@ def machine(device: torch.device, threads: int) -> Document:
     Returns:
         `cpu` (model), `cores` (that may be used), `threads`, `device` (the GPU's name, or cpu),
         `torch`, `python`, `system`, and `load`: how many processes wanted a core in the minute
-        before, null where nobody counts them.
+        before, null where the system does not count them.
     """
     info = Path("/proc/cpuinfo")  # of Linux
     model = re.search(r"^model name\s*: (.*)", info.read_text() if info.exists() else "", re.M)

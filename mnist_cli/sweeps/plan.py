@@ -160,18 +160,18 @@ def _step_cost(config: Config, data: Dataset) -> Cost:
     try:
         model = build(config.model, data.shape, len(data.classes), 0)
         return cost(model, data.shape, min(config.data.batch_size, len(data.train)))
-    except Exception:  # noqa: BLE001 - it will fail again where its runs are told of it
+    except Exception:  # noqa: BLE001 - it will fail again where its runs can say so
         return Cost(1, 0, 1)
 
 
 def _free_memory(device: torch.device) -> int:
-    """Bytes that can be had without taking them from anybody, within a cgroup's limit."""
+    """Bytes that are free, within a cgroup's limit."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    free = 4 << 30  # where nobody says
+    free = 4 << 30  # where the system does not say
     try:
-        told = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-        free = int(told["MemAvailable"].split()[0]) << 10
+        fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+        free = int(fields["MemAvailable"].split()[0]) << 10
         limit = Path("/sys/fs/cgroup/memory.max").read_text()
         used = int(Path("/sys/fs/cgroup/memory.current").read_text())
         free = min(free, max(0, int(limit) - used))

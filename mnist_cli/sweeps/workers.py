@@ -62,7 +62,7 @@ def run_jobs(
         while waiting or running:
             while waiting and len(running) < processes:
                 number, job = waiting.pop()
-                with interrupts.held():  # or nobody would know of it
+                with interrupts.held():  # or a worker could be started that nothing ends
                     connection, process = _start(job)
                     running[connection] = number, process
             for ready in wait(list(running)):

@@ -54,14 +54,14 @@ def refused(
     flags: Sequence[Flag] = (),
     grid: Sequence[str] = (),
 ) -> list[str]:
-    """What a user is told, without the lines that show the place."""
+    """What a user is shown, without the lines that show the place."""
     with pytest.raises(ConfigError) as caught:
         loaded(text, overrides, flags, grid)
     return re.findall("^(?! {4}).+", str(caught.value), re.MULTILINE)
 
 
-def starts(told: list[str], expected: list[str]) -> bool:
-    return [line[: len(start)] for line, start in zip(told, expected, strict=True)] == expected
+def starts(messages: list[str], expected: list[str]) -> bool:
+    return [line[: len(start)] for line, start in zip(messages, expected, strict=True)] == expected
 
 
 # ------------------------------------------------------------------------------------ files
@@ -141,10 +141,10 @@ def test_every_mistake_is_told_at_once_in_the_order_of_the_file() -> None:
     ],
 )
 def test_a_mistake_is_told_in_plain_words(text: str, place: str, got: str) -> None:
-    (told,) = refused(text)
-    assert told.startswith(f"a.yaml:1:{place}")
-    assert got in told
-    assert "Input" not in told
+    (messages,) = refused(text)
+    assert messages.startswith(f"a.yaml:1:{place}")
+    assert got in messages
+    assert "Input" not in messages
 
 
 def test_a_config_in_plain_values_is_trusted_no_more_than_a_file() -> None:
@@ -255,20 +255,20 @@ def test_a_whole_section_replaces_that_of_the_file() -> None:
 
 
 def test_mistakes_on_the_command_line_name_the_argument() -> None:
-    told = refused(
+    messages = refused(
         "optimizer: {lr: 1}\nmodel: {depth: 2}\ndata: {seed: -1}",
         ["model.depth=9", "optimzer.eps=1", "scheduler=step", "loss={name:nll}"],
         [Flag("--lr", "optimizer.lr", "-0.1")],
     )
-    assert {line.partition(": must")[0].partition(": is")[0] for line in told} >= {
+    assert {line.partition(": must")[0].partition(": is")[0] for line in messages} >= {
         "a.yaml:3:14: data.seed",
         "--lr -0.1: optimizer.lr",
         "scheduler=step: scheduler.step_size",
     }
-    assert any(line.startswith("model.depth=9: model: width 32") for line in told)
-    assert any(line.startswith("optimzer.eps=1: optimzer: unkn") for line in told)
-    assert any(line.startswith("loss={name:nll}: loss.name:nll:") for line in told)
-    assert len(told) == 6
+    assert any(line.startswith("model.depth=9: model: width 32") for line in messages)
+    assert any(line.startswith("optimzer.eps=1: optimzer: unkn") for line in messages)
+    assert any(line.startswith("loss={name:nll}: loss.name:nll:") for line in messages)
+    assert len(messages) == 6
 
 
 @pytest.mark.parametrize(
@@ -285,9 +285,9 @@ def test_mistakes_on_the_command_line_name_the_argument() -> None:
     ],
 )
 def test_a_bad_override_is_told(override: str, error: str) -> None:
-    told = "\n".join(refused("optimizer: {lr: 1}", [override]))
-    assert told.startswith(f"{override}: ".replace("\udcff", "�"))
-    assert error in told
+    messages = "\n".join(refused("optimizer: {lr: 1}", [override]))
+    assert messages.startswith(f"{override}: ".replace("\udcff", "�"))
+    assert error in messages
 
 
 def test_the_command_line_may_not_contradict_itself() -> None:
@@ -332,8 +332,8 @@ def test_the_values_of_a_sweep_are_those_of_the_schema() -> None:
     ],
 )
 def test_a_bad_axis_is_told(axis: str, error: str) -> None:
-    (told,) = refused(f"sweep: {{{axis}}}\noptimizer: {{betas: [0, 0]}}\n")
-    assert told.startswith(f"a.yaml:1:{error}")
+    (messages,) = refused(f"sweep: {{{axis}}}\noptimizer: {{betas: [0, 0]}}\n")
+    assert messages.startswith(f"a.yaml:1:{error}")
 
 
 def test_axes_of_the_command_line_go_before_those_of_the_file() -> None:
@@ -352,10 +352,10 @@ def test_axes_of_the_command_line_go_before_those_of_the_file() -> None:
 
 def test_an_axis_is_given_once() -> None:
     assert "--grid optimizer.lr=1,2 says" in refused(grid=["optimizer.lr=1,2", "optimizer.lr=3"])[0]
-    told = refused("", ["sweep.optimizer.lr=[1, 2]"], grid=["optimizer.lr=3"])[0]
-    assert "sweep.optimizer.lr=[1, 2] says otherwise" in told
-    told = refused("", ["optimizer.lr=3"], grid=["optimizer.lr=1,2"])[0]
-    assert "optimizer.lr=3 sets it" in told
+    messages = refused("", ["sweep.optimizer.lr=[1, 2]"], grid=["optimizer.lr=3"])[0]
+    assert "sweep.optimizer.lr=[1, 2] says otherwise" in messages
+    messages = refused("", ["optimizer.lr=3"], grid=["optimizer.lr=1,2"])[0]
+    assert "optimizer.lr=3 sets it" in messages
 
 
 def test_a_whole_section_is_swept_in_place_of_the_files_axes_inside_it() -> None:
@@ -365,18 +365,18 @@ def test_a_whole_section_is_swept_in_place_of_the_files_axes_inside_it() -> None
     assert result.axes_dropped == ("optimizer.lr",)
     assert loaded(text).axes_dropped == ()
     assert loaded("sweep: {optimizer: [sgd], optimizer.lr: [1]}").axes_dropped == ("optimizer.lr",)
-    (told,) = refused(grid=["optimizer=sgd,adam", "optimizer.lr=1,2"])
-    assert "optimizer.lr=1,2 sets it, or a part" in told
-    (told,) = refused("", ["optimizer.lr=1"], grid=["optimizer=sgd,adam"])
-    assert "optimizer.lr=1 sets it, or a part" in told
+    (messages,) = refused(grid=["optimizer=sgd,adam", "optimizer.lr=1,2"])
+    assert "optimizer.lr=1,2 sets it, or a part" in messages
+    (messages,) = refused("", ["optimizer.lr=1"], grid=["optimizer=sgd,adam"])
+    assert "optimizer.lr=1 sets it, or a part" in messages
 
 
 def test_a_grid_of_too_many_runs_is_refused_before_it_is_expanded() -> None:
     started = time.process_time()
-    told = refused(grid=["train.seed=1..10000", "data.seed=1..10000", "model.width=8..10007"])
+    messages = refused(grid=["train.seed=1..10000", "data.seed=1..10000", "model.width=8..10007"])
     assert time.process_time() - started < 2
-    assert len(told) == 1
-    assert "1,000,000,000,000 runs" in told[0]
+    assert len(messages) == 1
+    assert "1,000,000,000,000 runs" in messages[0]
     text = "sweep: {train.seed: [1, 2], data.seed: [1, 2]}"
     assert refused(text, grid=["model.width=8..2508"])[0].endswith("at most 10,000 can be")
     assert loaded(text, grid=["model.width=8..2507"]).config.sweep
@@ -385,8 +385,8 @@ def test_a_grid_of_too_many_runs_is_refused_before_it_is_expanded() -> None:
 def test_ten_thousand_values_are_checked_and_not_all_printed() -> None:
     config = loaded(grid=["train.seed=0..9999"]).config
     assert config.sweep["train.seed"] == tuple(range(10_000))
-    told = refused(grid=["train.seed=-9999..0"])
-    assert told[-1] == "... and 9899 more"
+    messages = refused(grid=["train.seed=-9999..0"])
+    assert messages[-1] == "... and 9899 more"
 
 
 # --------------------------------------------------------------------------------- reference

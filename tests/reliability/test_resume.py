@@ -121,13 +121,13 @@ def folders(place: Path) -> list[Path]:
     return sorted(place.iterdir())
 
 
-def resumed(place: Path, epochs: int | None = None, told: list[str] | None = None) -> list[Any]:
+def resumed(place: Path, epochs: int | None = None, noted: list[str] | None = None) -> list[Any]:
     """What the runs in a place come to when they go on."""
-    notes: list[str] = [] if told is None else told
+    notes: list[str] = [] if noted is None else noted
     runs = [reopen(RunDirectory(path), epochs, notes.append) for path in folders(place)]
     if any(run.status == "waiting" for run in runs):
         go(runs)
-    assert told is not None or not notes
+    assert noted is not None or not notes
     return [contents(path) for path in folders(place)]
 
 
@@ -210,7 +210,7 @@ def last_line(content: bytes) -> bytes:
     return content.splitlines(keepends=True)[-1]
 
 
-# What happened to a run that was cut, and what is told of it.
+# What happened to a run that was cut, and what is noted.
 DAMAGE: list[tuple[Callable[[Path], object], str]] = [
     (lambda run: flip(run / "last.pt"), "starts over: .*damaged"),
     (lambda run: shutil.copy(run / "best.pt", run / "last.pt"), "starts over: .*weights alone"),
@@ -230,7 +230,7 @@ def test_damage_is_told_and_made_good(tmp_path: Path) -> None:
         shutil.copytree(made.cuts[2], place)
         damage(folders(place)[0])
         notes: list[str] = []
-        assert resumed(place, told=notes) == made.ends
+        assert resumed(place, noted=notes) == made.ends
         assert re.search(f"run-0001.*{words}", notes[0])
 
 
@@ -247,7 +247,7 @@ def test_a_best_checkpoint_that_is_not_the_committed_one(tmp_path: Path) -> None
             place = tmp_path / f"{number}-{epochs}"
             shutil.copytree(cut, place)
             damage(folders(place)[0] / "best.pt")
-            assert resumed(place, told=[]) == made.ends, place
+            assert resumed(place, noted=[]) == made.ends, place
 
 
 def test_the_cost_of_a_commit_does_not_grow_with_the_epochs(tmp_path: Path) -> None:
@@ -262,7 +262,7 @@ def test_a_finished_run_with_a_damaged_file_is_made_whole(name: str, tmp_path: P
     for index, path in enumerate(folders(made.cuts[-1])):
         (path / name).write_text('{"torn": ')
         assert contents(path) != made.ends[index]
-    assert resumed(made.cuts[-1], told=[]) == made.ends
+    assert resumed(made.cuts[-1], noted=[]) == made.ends
 
 
 def test_what_a_killed_process_left_goes_when_the_folder_is_held(tmp_path: Path) -> None:

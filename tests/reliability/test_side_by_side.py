@@ -251,18 +251,18 @@ def test_who_may_not_write_sees_that_a_run_is_dead_and_who_trains_is_not_kept_ou
 
 
 def test_who_says_that_it_ended_has_said_how(mnist: Mnist, monkeypatch: pytest.MonkeyPatch) -> None:
-    told, write = [], durable.replace
+    said, write = [], durable.replace
 
     def spy(path: Path, content: bytes) -> None:
         if path.name == "meta.json" and json.loads(content)["status"] == "finished":
             folder = RunDirectory(path.parent)
-            told.append((folder.name, folder.summary().get("status")))
+            said.append((folder.name, folder.summary().get("status")))
         write(path, content)
 
     monkeypatch.setattr(durable, "replace", spy)
     assert mnist("sweep", *TRAIN[1:], "--lrs", "1e-2").code == 0
-    assert {status for _, status in told} == {"finished"}
-    assert len({name for name, _ in told}) == 2  # the sweep and its run
+    assert {status for _, status in said} == {"finished"}
+    assert len({name for name, _ in said}) == 2  # the sweep and its run
 
 
 def test_a_holder_says_who_it_is_from_the_first_moment(tmp_path: Path) -> None:
@@ -274,9 +274,9 @@ def test_a_holder_says_who_it_is_from_the_first_moment(tmp_path: Path) -> None:
 
     write(meta)
     with runs.hold(folder):
-        told = json.loads((folder.path / "meta.json").read_text())
-        assert (told["pid"], told["host"]) == (os.getpid(), platform.node())
-        assert told["status"] == "interrupted"
+        said = json.loads((folder.path / "meta.json").read_text())
+        assert (said["pid"], said["host"]) == (os.getpid(), platform.node())
+        assert said["status"] == "interrupted"
     write(meta | {"status": "finished"})
     with runs.hold(folder):  # of what has ended it stays written who trained it
         assert folder.meta()["pid"] == 1

@@ -210,9 +210,9 @@ DURING: dict[str, tuple[tuple[str, ...], When, str]] = {
 def test_what_was_interrupted_goes_on_to_the_same_bits(
     phase: str, number: signal.Signals, mnist: Mnist, tmp_path: Path
 ) -> None:
-    argv, when, told = DURING[phase]
+    argv, when, said = DURING[phase]
     ended = struck(tmp_path, (*argv, "--json"), when, number)
-    assert f"interrupted: {told}" in ended.err
+    assert f"interrupted: {said}" in ended.err
     check_resume(argv, ended, number, mnist)
 
 

@@ -156,7 +156,7 @@ def check(found: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("argv", "told"),
+    ("argv", "said"),
     [
         (("--only", "E1,perceptron"), "error: --only: there is no 'perceptron' to measure"),
         (("--only", ""), "error: --only: there is no '' to measure"),
@@ -166,11 +166,11 @@ def check(found: dict[str, Any]) -> None:
     ],
 )
 def test_what_cannot_be_measured_is_a_usage_error(
-    mnist: Mnist, argv: tuple[str, ...], told: str
+    mnist: Mnist, argv: tuple[str, ...], said: str
 ) -> None:
     ended = mnist("bench", *argv)
     assert ended.code == 2
-    assert told in ended.err
+    assert said in ended.err
 
 
 def test_cases_are_selected_by_name_or_experiment() -> None:
