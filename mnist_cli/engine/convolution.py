@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mnist_cli.engine import kernels
 from mnist_cli.engine.tape import Tape, Value, buffer, guarded
 
 # A run alone takes its batch in two halves, as if they were replicas: to oneDNN that is a grouped
@@ -85,7 +84,10 @@ def _backward(
     db: Tensor | None,
 ) -> None:
     kernel = _channels_last(weight)
-    given, kernels_given = kernels.convolution_backward(dy, x, kernel, settings, dx is not None)
+    wanted = (dx is not None, True, False)
+    given, kernels_given, _ = torch.ops.aten.convolution_backward.default(
+        *(dy, x, kernel, None, *settings, wanted)
+    )
     if dx is not None:
         dx.copy_(given.unflatten(1, (len(dx), -1)).transpose(0, 1))
     dw.copy_(kernels_given.view(dw.shape))

@@ -14,6 +14,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim.adam import adam
+from torch.optim.rmsprop import rmsprop
+from torch.optim.sgd import sgd
 
 from mnist_cli.config.schema import (
     CosineScheduler,
@@ -22,9 +25,15 @@ from mnist_cli.config.schema import (
     SchedulerConfig,
     StepScheduler,
 )
-from mnist_cli.engine import kernels
 from mnist_cli.engine.flat import Flat
 from mnist_cli.models.scratch import sgd_update
+
+# Kernels that are not in torch's documentation. Where one is gone, or wants other arguments (to
+# call None is a TypeError too), torch's public function computes the same, slower.
+FUSED: dict[str, Callable[..., Any]] = {
+    name: getattr(torch, f"_fused_{name}_", None)  # type: ignore[misc]
+    for name in ("adam", "adamw", "sgd")
+}
 
 
 @dataclass
@@ -37,13 +46,12 @@ class ParamGroup:
         gradients: likewise.
         moments: what is remembered about them, likewise, by torch's names.
         step: the number of the step, from 1, as the kernels take it.
-        first: whether this step is the first.
         rate: the learning rate as the kernels take it; on a GPU a tensor, which a captured step
             reads.
         learning_rate: the same as the schedule has it, which no type limits.
-        by_step: whether the schedule counts steps, or epochs.
-        done: how many there were when the rate was set.
-        settings: of the optimizer by name, but for the rate.
+        first: whether this step is the first.
+        done: how many steps or epochs the schedule had seen when the rate was set.
+        settings: of the optimizer by name, as the kernels take them, but for the rate.
     """
 
     config: Any
@@ -54,13 +62,14 @@ class ParamGroup:
     moments: dict[str, list[Tensor]]
     step: Tensor
     rate: Any
-    by_step: bool
     learning_rate: float = 0.0
     first: bool = True
     done: int = -1
 
     def __post_init__(self) -> None:
-        self.settings = self.config.model_dump(exclude={"name", "lr"})
+        self.settings = self.config.model_dump(exclude={"name", "lr"}) | {"maximize": False}
+        if "betas" in self.settings:
+            self.settings["beta1"], self.settings["beta2"] = self.settings.pop("betas")
 
 
 @dataclass(frozen=True)
@@ -74,58 +83,66 @@ class OptimizerSpec:
 def _sgd(group: ParamGroup) -> None:
     buffers = group.moments.get("momentum_buffer", [])
     settings = group.settings | {"lr": group.rate}
-    kernels.sgd(group.values, group.gradients, buffers, first=group.first, **settings)
+    try:
+        FUSED["sgd"](group.values, group.gradients, buffers, is_first_step=group.first, **settings)
+    except TypeError:
+        if group.first:  # the momentum begins with the whole gradient
+            settings["dampening"] = 0.0
+        momenta: list[Any] = buffers or [None] * len(group.values)
+        sgd(group.values, group.gradients, momenta, foreach=True, **settings)
 
 
 def _adam(group: ParamGroup) -> None:
-    beta1, beta2 = group.settings["betas"]
-    kernels.adam(
-        *(group.config.name, group.values, group.gradients, group.moments, group.step),
-        lr=group.rate,
-        beta1=beta1,
-        beta2=beta2,
-        **{key: group.settings[key] for key in ("eps", "weight_decay", "amsgrad")},
-    )
+    first, second = group.moments["exp_avg"], group.moments["exp_avg_sq"]
+    tensors = group.values, group.gradients, first, second, group.moments.get("max_exp_avg_sq", [])
+    settings = group.settings | {"lr": group.rate}
+    try:
+        FUSED[group.config.name](*tensors, [group.step] * len(group.values), **settings)
+    except TypeError:
+        steps = [group.step - 1 for _ in group.values]  # it counts in them
+        settings["capturable"] = group.step.is_cuda
+        settings["decoupled_weight_decay"] = group.config.name == "adamw"
+        adam(*tensors, steps, foreach=True, **settings)
 
 
 def _rmsprop(group: ParamGroup) -> None:
-    settings = group.settings | {"lr": group.rate}
-    kernels.rmsprop(group.values, group.gradients, group.moments, group.step, **settings)
+    squares, means = group.moments["square_avg"], group.moments.get("grad_avg", [])
+    tensors = group.values, group.gradients, squares, means
+    steps = [group.step.clone() for _ in group.values]  # it counts in them
+    settings = group.settings | {"lr": group.rate, "capturable": group.step.is_cuda}
+    rmsprop(*tensors, group.moments.get("momentum_buffer", []), steps, foreach=True, **settings)
 
 
 def _scratch_sgd(group: ParamGroup) -> None:
     sgd_update(group.values, group.gradients, group.rate)
 
 
-_ADAM = OptimizerSpec(
-    lambda adam: ["exp_avg", "exp_avg_sq"] + ["max_exp_avg_sq"] * adam.amsgrad, _adam
-)
+def _adam_moments(config: Any) -> list[str]:
+    return ["exp_avg", "exp_avg_sq"] + ["max_exp_avg_sq"] * config.amsgrad
+
+
+def _rmsprop_moments(config: Any) -> list[str]:
+    more = ["grad_avg"] * config.centered + ["momentum_buffer"] * (config.momentum > 0)
+    return ["square_avg", *more]
+
+
 OPTIMIZERS = {
     "sgd": OptimizerSpec(lambda sgd: ["momentum_buffer"] * (sgd.momentum != 0), _sgd),
-    "adam": _ADAM,
-    "adamw": _ADAM,
-    "rmsprop": OptimizerSpec(
-        lambda rmsprop: [
-            "square_avg",
-            *["grad_avg"] * rmsprop.centered,
-            *["momentum_buffer"] * (rmsprop.momentum > 0),
-        ],
-        _rmsprop,
-    ),
+    "adam": OptimizerSpec(_adam_moments, _adam),
+    "adamw": OptimizerSpec(_adam_moments, _adam),
+    "rmsprop": OptimizerSpec(_rmsprop_moments, _rmsprop),
     "scratch_sgd": OptimizerSpec(lambda _: [], _scratch_sgd),
 }
 
 
-def learning_rate(start: float, schedule: SchedulerConfig, epoch: int, step: int) -> float:
+def learning_rate(start: float, schedule: SchedulerConfig, done: int) -> float:
     """The learning rate of a step: torch's schedulers in closed form.
 
     Args:
         start: the optimizer's `lr`.
-        schedule: how it goes on, and whether by epochs or by steps.
-        epoch: epochs done.
-        step: steps done.
+        schedule: how it goes on.
+        done: steps or epochs done, whichever the schedule counts.
     """
-    done = step if getattr(schedule, "interval", "epoch") == "step" else epoch
     match schedule:
         case StepScheduler():
             return start * _power(schedule.gamma, done // schedule.step_size)
@@ -184,7 +201,6 @@ class Optimizer:
                     {name: self._moments[name].runs(alike) for name in names},
                     self._step,
                     torch.zeros((), device=device) if device.type == "cuda" else 0.0,
-                    by_step=getattr(schedule, "interval", "epoch") == "step",
                 )
             )
 
@@ -193,14 +209,13 @@ class Optimizer:
         self._step.fill_(step + 1)
         for group in self._groups:
             group.first = step == 0
-            done = step if group.by_step else epoch
+            done = step if getattr(group.schedule, "interval", "epoch") == "step" else epoch
             if done == group.done:
                 continue
             group.done = done
-            rate = learning_rate(group.config.lr, group.schedule, epoch, step)
-            group.learning_rate = rate
+            group.learning_rate = learning_rate(group.config.lr, group.schedule, done)
             # torch raises at a number that the weights' type cannot hold, and for all replicas.
-            rate = rate if rate <= self._largest else math.inf
+            rate = group.learning_rate if group.learning_rate <= self._largest else math.inf
             if isinstance(group.rate, Tensor):
                 group.rate.fill_(rate)
             else:

@@ -21,7 +21,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mnist_cli.engine import kernels
 from mnist_cli.engine.convolution import convolution
 from mnist_cli.engine.tape import Tape, Value, alike, buffer, multiply
 from mnist_cli.models import scratch
@@ -31,6 +30,8 @@ Backward = Callable[[], None]
 Result = tuple[Value, Backward] | None
 Operand = Value | float
 Parameters = dict[str, Value]
+
+aten = torch.ops.aten
 
 
 def no_gradient() -> None:
@@ -117,11 +118,18 @@ def from_result(
 
 
 # y = max(x, 0); dx = dy where y > 0, else 0
-relu = from_result(partial(torch.clamp_min, min=0), kernels.relu_backward)
+relu = from_result(
+    partial(torch.clamp_min, min=0),
+    lambda dy, y, out: aten.threshold_backward.grad_input(dy, y, 0, grad_input=out),
+)
 # y = 1 / (1 + exp(-x)); dx = dy * y * (1 - y)
-sigmoid = from_result(torch.sigmoid, kernels.sigmoid_backward)
+sigmoid = from_result(
+    torch.sigmoid, lambda dy, y, out: aten.sigmoid_backward.grad_input(dy, y, grad_input=out)
+)
 # y = tanh(x); dx = dy * (1 - y^2)
-tanh = from_result(torch.tanh, kernels.tanh_backward)
+tanh = from_result(
+    torch.tanh, lambda dy, y, out: aten.tanh_backward.grad_input(dy, y, grad_input=out)
+)
 
 
 def dropout(tape: Tape, x: Value, p: float, seed: Value) -> Result:

@@ -228,7 +228,6 @@ def _update(config: Config, values: list[Tensor]) -> Callable[[], None]:
     group = ParamGroup(
         *(settings, config.scheduler, [0], values, gradients, moments, counter),
         rate=settings.lr,
-        by_step=False,
         first=False,
     )
     return partial(optimizer.update, group)

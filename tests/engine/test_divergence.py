@@ -120,8 +120,8 @@ def test_a_learning_rate_beyond_all_numbers_is_infinite(
 ) -> None:
     """Python raises where torch has infinity, and the neighbours would have failed with it."""
     schedule = StepScheduler(name="step", step_size=1, gamma=1e38)
-    assert learning_rate(1e-3, schedule, 8, 0) == pytest.approx(1e301)
-    assert learning_rate(1e-3, schedule, 9, 0) == math.inf
+    assert learning_rate(1e-3, schedule, 8) == pytest.approx(1e301)
+    assert learning_rate(1e-3, schedule, 9) == math.inf
     more = "step_size: 1" if kind == "step" else f"milestones: {list(range(1, 12))}"
     late = f"scheduler={{name: {kind}, {more}, gamma: 1, interval: step}}"
     ended = mnist("sweep", *SMALL, late, "--lrs", "1e-2", "--grid", "scheduler.gamma=1,1e38")

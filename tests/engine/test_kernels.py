@@ -5,8 +5,8 @@ import torch
 from torch import Tensor
 
 from mnist_cli.data.dataset import load
-from mnist_cli.engine import kernels
 from mnist_cli.engine.loop import prepare, train
+from mnist_cli.engine.optimizers import FUSED
 from tests.engine.test_stack import OPTIMIZERS, config_of
 
 
@@ -16,8 +16,8 @@ def gone(*args: object, **kwargs: object) -> None:
 
 @pytest.fixture
 def no_private(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in kernels.PRIVATE:
-        monkeypatch.setitem(kernels.PRIVATE, name, gone)
+    for name in FUSED:
+        monkeypatch.setitem(FUSED, name, gone)
 
 
 def trained(model: str, optimizer: str) -> dict[str, Tensor]:
@@ -31,7 +31,7 @@ def trained(model: str, optimizer: str) -> dict[str, Tensor]:
 
 
 def test_nothing_is_missing_today() -> None:
-    assert all(callable(kernel) for kernel in kernels.PRIVATE.values())
+    assert all(callable(kernel) for kernel in FUSED.values())
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
