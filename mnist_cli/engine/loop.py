@@ -14,7 +14,7 @@ from torch import Tensor
 from mnist_cli.config import Config
 from mnist_cli.data.dataset import Dataset, Split, epoch_order
 from mnist_cli.engine.capture import Captured
-from mnist_cli.engine.loss import KEPT, MetricAccumulator, SoftmaxLoss
+from mnist_cli.engine.loss import MetricAccumulator, SoftmaxLoss
 from mnist_cli.engine.optimizers import Optimizer, clip_grad_norm
 from mnist_cli.engine.stack import PRECISIONS, Stack
 from mnist_cli.engine.tape import Call
@@ -131,6 +131,7 @@ class Pass:
     Attributes:
         index: where the places of a batch's images in the split are put, shape (G, batch).
         logits: shape (R, batch, classes), or (parts, batch / parts, classes).
+        count: to be called in the end, counts the batches that are not yet counted.
     """
 
     def __init__(
@@ -150,31 +151,20 @@ class Pass:
             # What we know nothing of may mind what else is in its batch.
             parts, program = images, stack.program(images, training=weight is not None)
         self.logits = program.logits.data
-        # A captured step leaves nothing to be done by others.
-        kept = 1 if weight is None or stack.device.type == "cuda" else KEPT
-        self._loss = SoftmaxLoss(program, len(parts), loss, kept, weight or 1.0)
-        before = [*_gather(split, self.index.flatten(), images.flatten(0, 1)), *program.forward]
-        after = program.backward() if weight is not None else []
-        self._calls: list[list[Call]] = []
-        for labels, calls in zip(self._loss.labels, self._loss.calls, strict=True):
-            take = partial(_take, split.labels, self.index.flatten(), labels.flatten())
-            self._calls.append([take, *before, *calls, *after])
-        self._totals = totals
-        self._kept = 0
+        loss_of = SoftmaxLoss(program, len(parts), loss, totals, weight or 1.0)
+        self.count = loss_of.count
+        self._calls: list[Call] = [
+            partial(_take, split.labels, self.index.flatten(), loss_of.labels.flatten()),
+            *_gather(split, self.index.flatten(), images.flatten(0, 1)),
+            *program.forward,
+            *loss_of.calls,
+            *(program.backward() if weight is not None else []),
+        ]
 
     def __call__(self) -> None:
         """Computes all that there is to compute from the batch at `index`."""
-        for call in self._calls[self._kept]:
+        for call in self._calls:
             call()
-        self._kept += 1
-        if self._kept == len(self._calls):
-            self.count()
-
-    def count(self) -> None:
-        """Counts the batches that are not yet counted."""
-        if self._kept:
-            self._loss.count(self._totals, self._kept)
-            self._kept = 0
 
 
 def _take(rows: Tensor, index: Tensor, out: Tensor) -> None:

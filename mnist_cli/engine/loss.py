@@ -2,8 +2,8 @@
 
 All losses of `models.losses` are the cross-entropy of a softmax, written in one way or another. Be
 p = softmax(z) and c the right class, then the loss is -log p[c], and its gradient by the logits
-p - onehot(c) (Goodfellow, Bengio and Courville 2016, section 6.2.2.3). The logarithms it takes are
-kept for some steps and counted at once, so that figures cost no pass of their own.
+p - onehot(c) (Goodfellow, Bengio and Courville 2016, section 6.2.2.3). The logits of some steps are
+kept and counted at once, so that figures cost a step no more than a copy.
 """
 
 import math
@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from mnist_cli.engine.program import Program
-from mnist_cli.engine.tape import Call, Tape, Value, alike
+from mnist_cli.engine.tape import Call, Tape, alike
 from mnist_cli.models.losses import Loss, scratch_cross_entropy
 
-KEPT = 16  # steps whose logarithms are kept on a CPU, where a call costs more than counting
+KEPT = 16  # steps whose logits are kept on a CPU, where a call costs more than counting
 
 
 class MetricAccumulator:
@@ -30,17 +30,18 @@ class MetricAccumulator:
         self._loss = torch.zeros(replicas, dtype=torch.float64, device=device)
         self._hits = torch.zeros(replicas, dtype=torch.int64, device=device)
 
-    def add(self, logarithms: Tensor, labels: Tensor, axis: int, least: float) -> None:
+    def add(self, logits: Tensor, labels: Tensor, axis: int, least: float) -> None:
         """Counts some steps.
 
         Args:
-            logarithms: of probabilities, shape (steps, G, R/G, ...) with batch and classes behind.
-            labels: the same shape with one class.
+            logits: shape (steps, G, R/G, ...) with batch and classes behind.
+            labels: the same with one class, as of one replica in each group.
             axis: along which the classes lie.
-            least: what a logarithm counts at least.
+            least: what the logarithm of a probability counts at least.
         """
+        logarithms = logits.log_softmax(axis)
         guesses = logarithms.max(axis, keepdim=True).indices  # of equal ones the first
-        right = logarithms.gather(axis, labels).clamp_min_(least)
+        right = torch.take_along_dim(logarithms, labels, axis).clamp_min_(least)
         rows = len(self._hits), -1  # in parts, if a batch is taken so
         self._hits += (guesses == labels).sum((0, 3, 4)).view(rows).sum(1)
         self._loss -= right.sum((0, 3, 4), dtype=torch.float64).view(rows).sum(1)
@@ -60,66 +61,73 @@ class SoftmaxLoss:
         program: whose; if it trains, its `logits.grad` is made here.
         groups: G.
         loss: which one.
-        kept: how many steps are counted at once.
+        totals: where losses and hits are counted.
         weight: what each image counts in the objective: 1 for their sum, 1/batch for their mean.
 
     Attributes:
-        labels: where the labels of each kept step are put, shape (kept, G, batch).
-        calls: for each kept step, what computes its logarithms and the gradient.
+        labels: where the labels of a batch are put, shape (G, batch).
+        calls: what computes the gradient, if the program trains, and keeps what is to be counted.
     """
 
     def __init__(
-        self, program: Program, groups: int, loss: Loss, kept: int, weight: float = 1.0
+        self,
+        program: Program,
+        groups: int,
+        loss: Loss,
+        totals: MetricAccumulator,
+        weight: float = 1.0,
     ) -> None:
         logits, tape = program.logits, program.tape
         turned = logits.data.mT.is_contiguous()  # a linear layer has the batch last in memory
-        z = logits.data.mT if turned else logits.data
-        shape = (groups, tape.replicas // groups, *z.shape[1:])
+        z, self._axis = (logits.data.mT, -2) if turned else (logits.data, -1)
+        self._z = z.unflatten(0, (groups, -1))
         exact = torch.float32 if z.dtype is torch.bfloat16 else z.dtype
-        self._axis = 3 if turned else 4
-        self.labels = torch.zeros(
-            kept, groups, logits.data.shape[1], dtype=torch.int64, device=z.device
-        )
-        self._right = self.labels.unsqueeze(2).unsqueeze(self._axis)
-        self._right = self._right.expand(-1, -1, shape[1], -1, -1)
-        self._logarithms = z.new_zeros((kept, *shape), dtype=exact)
         # Written so it rounds: what is less probable than the smallest float has no gradient.
         rounds = loss is scratch_cross_entropy
         self._least = math.log(torch.finfo(exact).tiny) if rounds else -math.inf
-        self.calls: list[list[Call]] = []
+        # A captured step leaves nothing to be done by others.
+        kept = KEPT if tape.training and z.device.type == "cpu" else 1
+        self.labels = torch.zeros(groups, logits.data.shape[1], device=z.device).long()
+        self._labels = self.labels.new_zeros(kept, *self.labels.shape)
+        self._logits = z.new_zeros(kept, *self._z.shape, dtype=exact)
+        self._totals, self._kept = totals, 0
+        tape.calls = []
         if tape.training:
             logits.grad = alike(logits.data)
-        for logarithms, right in zip(self._logarithms, self._right, strict=True):
-            tape.calls = []
-            into = logarithms.view(z.shape)
-            source = z if exact is z.dtype else into
-            if source is into:
-                tape.call(into.copy_, z)
-            if tape.training:
-                self._gradient(tape, logits, source, right, weight)
-            tape.call(torch.log_softmax, source, self._axis - 2, out=into)
-            self.calls.append(tape.calls)
+            self._gradient(tape, logits.grad.mT if turned else logits.grad, weight)
+        self.calls: list[Call] = [*tape.calls, self._keep]
 
-    def _gradient(self, tape: Tape, logits: Value, z: Tensor, right: Tensor, weight: float) -> None:
+    def _gradient(self, tape: Tape, dz: Tensor, weight: float) -> None:
         """Dz = (p - onehot(c)) * weight; where p[c] was rounded to less than the least, 0."""
-        assert logits.grad is not None
-        given = logits.grad.mT if self._axis == 3 else logits.grad
-        p = given if given.dtype is z.dtype else torch.empty_like(z)
-        dz = p.view(*right.shape[:2], *z.shape[1:])
-        minus, axis = dz.new_full((), -1.0).expand(right.shape), self._axis - 1
-        tape.call(torch.softmax, z, self._axis - 2, out=p)
+        dz, exact = dz.view(self._z.shape), self._logits.dtype
+        p = dz if dz.dtype is exact else torch.empty_like(dz, dtype=exact)
+        right = self._beside(self.labels).expand_as(p.narrow(self._axis, 0, 1))
+        tape.call(torch.softmax, self._z, self._axis, dtype=exact, out=p)
         if self._least > -math.inf:
-            seen = dz.new_empty(right.shape)
-            tape.call(torch.gather, dz, axis, right, out=seen)
-            tape.call(torch.ge, seen, torch.finfo(dz.dtype).tiny, out=seen)
-        tape.call(dz.scatter_add_, axis, right, minus)
-        tape.call(dz.mul_, dz.new_full((), weight))
+            seen = p.new_empty(right.shape)
+            tape.call(torch.gather, p, self._axis, right, out=seen)
+            tape.call(torch.ge, seen, torch.finfo(exact).tiny, out=seen)
+        tape.call(p.scatter_add_, self._axis, right, p.new_full((), -1.0).expand(right.shape))
+        tape.call(p.mul_, p.new_full((), weight))
         if self._least > -math.inf:
-            tape.call(dz.mul_, seen)
-        if p is not given:
-            tape.call(given.copy_, p)
+            tape.call(p.mul_, seen)
+        if p is not dz:
+            tape.call(dz.copy_, p)
 
-    def count(self, totals: MetricAccumulator, steps: int) -> None:
-        """Counts the first of the kept steps."""
-        kept = self._logarithms[:steps], self._right[:steps]
-        totals.add(*kept, self._axis, self._least)
+    def _beside(self, labels: Tensor) -> Tensor:
+        """Labels, (..., G, batch), with the axes of logits: (..., G, R/G, ...), these of size 1."""
+        return labels.unsqueeze(-2).unsqueeze(self._axis)
+
+    def _keep(self) -> None:
+        self._logits[self._kept].copy_(self._z)
+        self._labels[self._kept].copy_(self.labels)
+        self._kept += 1
+        if self._kept == len(self._labels):
+            self.count()
+
+    def count(self) -> None:
+        """Counts the batches that are kept."""
+        kept, self._kept = self._kept, 0
+        if kept:
+            right = self._beside(self._labels[:kept])
+            self._totals.add(self._logits[:kept], right, self._axis, self._least)
