@@ -41,54 +41,45 @@ def no_gradient() -> None:
 # ------------------------------------------------------------------------------------- products
 
 
-def linear(tape: Tape, x: Value, weight: Value, bias: Value | None = None) -> Result:
+def linear(
+    tape: Tape, x: Value, weight: Value, bias: Value | None = None, *, transposed: bool = False
+) -> Result:
     """Linear layer: y = x W^T + b; dW = dy^T x, db = the sum of dy over the batch, dx = dy W.
 
     Shapes: x (R or G, batch, inputs), W (R, outputs, inputs), b (R, outputs).
     """
     if x.data.dim() != 3:
         return None
-    z = buffer(weight.data, tape.replicas, weight.data.shape[1], x.data.shape[1])
-    multiply(tape, weight.data, x.data.mT, z)  # (R, outputs, batch)
+    w = weight.data.mT if transposed else weight.data
+    z = buffer(w, tape.replicas, w.shape[1], x.data.shape[1])
+    multiply(tape, w, x.data.mT, z)  # (R, outputs, batch)
     if bias is not None:
         tape.call(z.add_, bias.data.unsqueeze(2))
     y = Value(z.mT, disposable=True)
 
     def backward() -> None:
         dz = y.gradient.mT
-        with tape.gradient(weight) as dw:
-            multiply(tape, dz, x.data, dw)
+        if weight.needs_grad:
+            with tape.gradient(weight) as dw:
+                multiply(tape, dz, x.data, dw.mT if transposed else dw)
         if bias is not None:
             with tape.gradient(bias) as db:
                 tape.call(torch.sum, dz, 2, out=db)
         if x.needs_grad:
             with tape.gradient(x) as dx:
-                multiply(tape, weight.data.mT, dz, dx.mT)
+                multiply(tape, w.mT, dz, dx.mT)
 
     return y, backward
 
 
 def matmul(tape: Tape, x: Value, weight: Value) -> Result:
-    """Product of matrices: y = x V; dV = x^T dy, dx = dy V^T.
+    """Product of matrices, y = x V: `linear` with W = V^T, which is another view of V.
 
-    Shapes: x (R or G, batch, inputs), V (R, inputs, outputs). It is `linear` with W = V^T, and is
-    computed so: a transposed matrix is another view of it.
+    Shapes: x (R or G, batch, inputs), V (R, inputs, outputs).
     """
-    if x.data.dim() != 3 or weight.data.dim() != 3 or len(weight.data) != tape.replicas:
+    if weight.data.dim() != 3 or len(weight.data) != tape.replicas:
         return None
-    z = buffer(weight.data, tape.replicas, weight.data.shape[2], x.data.shape[1])
-    multiply(tape, weight.data.mT, x.data.mT, z)  # (R, outputs, batch)
-    y = Value(z.mT, disposable=True)
-
-    def backward() -> None:
-        if weight.needs_grad:
-            with tape.gradient(weight) as dv:
-                multiply(tape, x.data.mT, y.gradient, dv)
-        if x.needs_grad:
-            with tape.gradient(x) as dx:
-                multiply(tape, weight.data, y.gradient.mT, dx.mT)
-
-    return y, backward
+    return linear(tape, x, weight, transposed=True)
 
 
 # ---------------------------------------------------------------------------------- elementwise
@@ -152,56 +143,50 @@ def dropout(tape: Tape, x: Value, p: float, seed: Value) -> Result:
     return y, backward
 
 
-def add(tape: Tape, a: Operand, b: Operand) -> Result:
-    """Sum: y = a + b; da = dy, db = dy."""
-    y = _binary(tape, torch.add, a, b)
+def of_two(function: Callable[..., Any], *derivatives: Callable[..., Any]) -> Callable[..., Result]:
+    """The rule of a function of two numbers for each element, broadcast as for a replica alone.
 
-    def backward() -> None:
-        for x in (a, b):
-            _send(tape, y, x, lambda dy, out: out.copy_(dy))
-
-    return y, backward
-
-
-def mul(tape: Tape, a: Operand, b: Operand) -> Result:
-    """Product of numbers: y = a * b; da = dy * b, db = dy * a."""
-    y = _binary(tape, torch.mul, a, b)
-
-    def backward() -> None:
-        _send(tape, y, a, torch.mul, b)
-        _send(tape, y, b, torch.mul, a)
-
-    return y, backward
-
-
-def _binary(tape: Tape, function: Callable[..., Any], *operands: Operand) -> Value:
-    """A function of two numbers for each element, broadcast as it is for a replica alone."""
-    values = [x for x in operands if isinstance(x, Value)]
-    tensors = _aligned(*operands)
-    groups, each, *shape = torch.broadcast_shapes(*(t.shape for t in tensors))
-    whole = (groups * each, *shape)
-    full = (x.data for x in values if x.data.shape == whole)
-    data = alike(next(full, values[0].data.new_zeros(whole)))
-    tape.call(function, *tensors, out=data.view(groups, each, *shape))
-    return Value(data, any(x.needs_grad for x in values))
-
-
-def _send(
-    tape: Tape, y: Value, x: Operand, derivative: Callable[..., Any], *operands: Operand
-) -> None:
-    """Writes the gradient of `x`, which is derivative(dy, *operands).
-
-    Where `x` was broadcast, it is the sum over what was made of each number.
+    Args:
+        function: writes y from a and b to `out`.
+        derivatives: write da and db, from dy, a and b to `out`. Where a number was broadcast, its
+            gradient is the sum over what was made of it.
     """
-    if not isinstance(x, Value) or not x.needs_grad:
-        return
-    own, dy, *others = _aligned(x, Value(y.gradient), *operands)
-    summed = [axis for axis in range(dy.dim()) if own.shape[axis] != dy.shape[axis]]
-    with tape.gradient(x) as dx:
-        whole = alike(dy) if summed else dx.view(own.shape)
-        tape.call(derivative, dy, *others, out=whole)
-        if summed:
-            tape.call(torch.sum, whole, summed, keepdim=True, out=dx.view(own.shape))
+
+    def rule(tape: Tape, a: Operand, b: Operand) -> Result:
+        values = [x for x in (a, b) if isinstance(x, Value)]
+        tensors = _aligned(a, b)
+        shape = torch.broadcast_shapes(*(t.shape for t in tensors))
+        whole = torch.Size((shape[0] * shape[1], *shape[2:]))
+        full = (x.data for x in values if x.data.shape == whole)
+        data = alike(next(full, values[0].data.new_zeros(whole)))
+        y = Value(data, any(x.needs_grad for x in values))
+        tape.call(function, *tensors, out=y.data.view(shape))
+
+        def backward() -> None:
+            dy = y.gradient.view(shape)
+            for x, own, derivative in zip((a, b), tensors, derivatives, strict=True):
+                if not isinstance(x, Value) or not x.needs_grad:
+                    continue
+                summed = [axis for axis in range(len(shape)) if own.shape[axis] != shape[axis]]
+                with tape.gradient(x) as dx:
+                    each = alike(dy) if summed else dx.view(shape)
+                    tape.call(derivative, dy, *tensors, out=each)
+                    if summed:
+                        tape.call(torch.sum, each, summed, keepdim=True, out=dx.view(own.shape))
+
+        return y, backward
+
+    return rule
+
+
+# y = a + b; da = dy, db = dy
+add = of_two(torch.add, *[lambda dy, _a, _b, out: out.copy_(dy)] * 2)
+# y = a * b; da = dy * b, db = dy * a
+mul = of_two(
+    torch.mul,
+    lambda dy, _, b, out: torch.mul(dy, b, out=out),
+    lambda dy, a, _, out: torch.mul(dy, a, out=out),
+)
 
 
 def _aligned(*operands: Operand) -> list[Tensor]:
@@ -273,66 +258,46 @@ def mean(tape: Tape, x: Value, dim: Any, keepdim: bool = False) -> Result:
     return y, backward
 
 
-def average_pool(tape: Tape, x: Value, kernel: Any, stride: Any) -> Result:
-    """Mean of the n numbers of each window; each of them gets dy / n."""
-    if (windows := _windows(x.data, kernel, stride)) is None:
-        return None
-    y = Value(x.data.new_zeros(windows.shape[:-2]), x.needs_grad)
-    tape.call(torch.mean, windows, (-2, -1), out=y.data)
-    share = torch.tensor(y.data.numel() / windows.numel(), dtype=torch.float64)
+def pool(tape: Tape, x: Value, kernel: Any, stride: Any, *, largest: bool = False) -> Result:
+    """Mean or largest number of each window, if none overlap: each gets its share of dy.
 
-    def backward() -> None:
-        with tape.gradient(x) as dx:
-            each = y.gradient[..., None, None].expand(windows.shape)
-            tape.call(dx.zero_)
-            tape.call(torch.mul, each, share, out=_windows(dx, kernel, stride))
-
-    return y, backward
-
-
-def max_pool(tape: Tape, x: Value, kernel: Any, stride: Any) -> Result:
-    """Largest number of each window, of several the first: that one gets dy."""
-    if (windows := _windows(x.data, kernel, stride)) is None:
-        return None
-    y = Value(x.data.new_zeros(windows.shape[:-2]), x.needs_grad)
-    copied = x.data.new_zeros(windows.shape)
-    places = torch.zeros(y.data.shape, dtype=torch.int64, device=y.data.device)
-    tape.call(copied.copy_, windows)
-    tape.call(torch.max, copied.flatten(-2), -1, out=(y.data, places))
-
-    def backward() -> None:
-        spread = copied.flatten(-2)
-        tape.call(spread.zero_)
-        tape.call(spread.scatter_, -1, places[..., None], y.gradient[..., None])
-        with tape.gradient(x) as dx:
-            tape.call(dx.zero_)
-            target = _windows(dx, kernel, stride)
-            assert target is not None
-            tape.call(target.copy_, copied)
-
-    return y, backward
-
-
-def _windows(x: Tensor, kernel: Any, stride: Any) -> Tensor | None:
-    """The windows of images, shape (..., rows, columns, *kernel): a view, if none overlap."""
+    The share is 1/n of n numbers, or 1 of the largest; of several largest the first is meant.
+    """
     (height, width), (down, right) = ((n, n) if isinstance(n, int) else n for n in (kernel, stride))
     if down < height or right < width:
         return None
-    return x.unfold(-2, height, down).unfold(-2, width, right)
+
+    def windows(images: Tensor) -> Tensor:  # shape (..., rows, columns, *kernel)
+        return images.unfold(-2, height, down).unfold(-2, width, right)
+
+    found = windows(x.data)
+    y = Value(found.new_zeros(found.shape[:-2]), x.needs_grad)
+    share = torch.tensor(1 / (height * width), dtype=torch.float64)
+    if largest:
+        share = found.new_zeros(found.shape)
+        places = torch.zeros(y.data.shape, dtype=torch.int64, device=share.device)
+        tape.call(share.copy_, found)
+        tape.call(torch.max, share.flatten(-2), -1, out=(y.data, places))
+        tape.call(share.zero_)
+        tape.call(share.flatten(-2).scatter_, -1, places[..., None], 1.0)
+    else:
+        tape.call(torch.mean, found, (-2, -1), out=y.data)
+
+    def backward() -> None:
+        with tape.gradient(x) as dx:
+            tape.call(dx.zero_)
+            each = y.gradient[..., None, None].expand(found.shape)
+            tape.call(torch.mul, each, share, out=windows(dx))
+
+    return y, backward
 
 
-def _pool(rule: Callable[..., Result]) -> Callable[..., Result]:
-    """The rule of a pooling layer, if there is nothing unusual about it."""
-
-    def of_layer(tape: Tape, layer: nn.Module, _: Parameters, x: Value) -> Result:
-        unusual = {"padding": 0, "dilation": 1, "ceil_mode": False, "return_indices": False}
-        if any(getattr(layer, key, usual) != usual for key, usual in unusual.items()):
-            return None
-        if getattr(layer, "divisor_override", None) is not None:
-            return None
-        return rule(tape, x, layer.kernel_size, layer.stride)
-
-    return of_layer
+def _pool(tape: Tape, layer: nn.AvgPool2d | nn.MaxPool2d, _: Parameters, x: Value) -> Result:
+    usual = {"padding": 0, "dilation": 1, "ceil_mode": False, "return_indices": False}
+    unusual = any(getattr(layer, key, value) != value for key, value in usual.items())
+    if unusual or getattr(layer, "divisor_override", None) is not None:
+        return None
+    return pool(tape, x, layer.kernel_size, layer.stride, largest=isinstance(layer, nn.MaxPool2d))
 
 
 def _adaptive_pool(tape: Tape, layer: nn.AdaptiveAvgPool2d, _: Parameters, x: Value) -> Result:
@@ -341,7 +306,7 @@ def _adaptive_pool(tape: Tape, layer: nn.AdaptiveAvgPool2d, _: Parameters, x: Va
     height, width = x.data.shape[-2:]
     if None in (rows, columns) or height % rows or width % columns:
         return None
-    return average_pool(tape, x, *[(height // rows, width // columns)] * 2)
+    return pool(tape, x, *[(height // rows, width // columns)] * 2)
 
 
 # By the class of a layer: (tape, layer, its parameters and buffers, x).
@@ -353,8 +318,8 @@ LAYERS: dict[type[nn.Module], Callable[..., Result]] = {
     nn.Tanh: lambda tape, _layer, _own, x: tanh(tape, x),
     nn.Identity: lambda _tape, _layer, _own, x: (x, no_gradient),
     nn.Flatten: lambda tape, layer, _own, x: flatten(tape, x, layer.start_dim, layer.end_dim),
-    nn.AvgPool2d: _pool(average_pool),
-    nn.MaxPool2d: _pool(max_pool),
+    nn.AvgPool2d: _pool,
+    nn.MaxPool2d: _pool,
     nn.AdaptiveAvgPool2d: _adaptive_pool,
     Dropout: lambda tape, layer, own, x: dropout(tape, x, layer.p, own["seed"]),
 }
