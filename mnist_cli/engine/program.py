@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, vjp, vmap
+from torch.func import functional_call, vmap
 from torch.fx import Graph, Node, Tracer
 from torch.fx.node import map_aggregate
 
@@ -28,6 +28,21 @@ class _Tracer(Tracer):
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return type(m) in LAYERS or super().is_leaf_module(m, module_qualified_name)
+
+
+def _graph(module: nn.Module) -> Graph:
+    """The calls that a module makes, or where its code cannot be traced that of itself."""
+    try:
+        return _Tracer().trace(module)
+    except Exception:  # noqa: BLE001 - such code raises anything
+        return _one_node()
+
+
+def _one_node() -> Graph:
+    graph = Graph()
+    images = graph.placeholder("images")
+    graph.output(graph.create_node("call_module", "", (images,), name="module"))
+    return graph
 
 
 class _NoTensorError(Exception):
@@ -61,18 +76,23 @@ class Program:
         images: Tensor,
         step: Tensor,
     ) -> None:
-        self._module, self._state, self._gradients = module, state, gradients
-        self._images, self._step = images, step
-        module.train(gradients is not None)
+        self._module, self._step = module, step
+        self._images = Value(images, needs_grad=False)
+        self._training = gradients is not None
+        self._parts: list[tuple[Tensor, Tensor]] = []
+        gradients = dict(gradients or {})
+        replicas = len(next(iter(state.values())))
+        if len(images) > replicas:  # parts of a batch: replicas that have all in common
+            state = {name: x.expand(len(images), *x.shape[1:]) for name, x in state.items()}
+            for name, whole in gradients.items():
+                gradients[name] = whole.new_zeros(state[name].shape)
+                self._parts.append((gradients[name], whole))
+        self._state, self._gradients = state, gradients
+        module.train(self._training)
         try:
-            graph = _Tracer().trace(module)
-        except Exception:  # noqa: BLE001 - code that cannot be traced raises anything
-            self.logits = self._as_one()
-        else:
-            try:
-                self.logits = self._walk(graph)
-            except _NoTensorError:
-                self.logits = self._as_one()
+            self.logits = self._walk(_graph(module))
+        except _NoTensorError:
+            self.logits = self._walk(_one_node())
         self.forward = self.tape.calls
 
     def backward(self) -> list[Call]:
@@ -88,37 +108,16 @@ class Program:
             self.tape.call(torch.sum, parts, 0, keepdim=True, out=whole)
         return self.tape.calls
 
-    def _begin(self) -> tuple[dict[str, Value], Value]:
-        """An empty tape; the values of the module's own tensors, and of the images."""
-        gradients = dict(self._gradients or {})
-        state, replicas = self._state, len(next(iter(self._state.values())))
-        self._parts: list[tuple[Tensor, Tensor]] = []
-        if len(self._images) > replicas:  # parts of a batch: replicas that have all in common
-            replicas = len(self._images)
-            state = {name: data.expand(replicas, *data.shape[1:]) for name, data in state.items()}
-            for name, whole in gradients.items():
-                gradients[name] = whole.new_zeros(state[name].shape)
-                self._parts.append((gradients[name], whole))
-        self.tape = Tape(replicas, self._gradients is not None, self._step)
+    def _walk(self, graph: Graph) -> Value:
+        """Writes the forward pass of each node; returns the value of the last."""
+        replicas = len(next(iter(self._state.values())))
+        self.tape = Tape(replicas, self._training, self._step)
         self.without_rule: list[str] = []
         self._backward: list[tuple[Value, Backward]] = []
         own = {
-            name: Value(data, name in gradients, gradients.get(name))
-            for name, data in state.items()
+            name: Value(data, name in self._gradients, self._gradients.get(name))
+            for name, data in self._state.items()
         }
-        return own, Value(self._images, needs_grad=False)
-
-    def _as_one(self) -> Value:
-        """The whole module as a node without a rule."""
-        own, images = self._begin()
-        self.without_rule.append(type(self._module).__name__)
-        value, backward = _by_torch(self.tape, self._module, own, images)
-        self._backward.append((value, backward))
-        return value
-
-    def _walk(self, graph: Graph) -> Value:
-        """Writes the forward pass of each node; returns the value of the last."""
-        own, images = self._begin()
         known: dict[Node, Any] = {}
         for node in graph.nodes:
             args, kwargs = map_aggregate(
@@ -126,7 +125,7 @@ class Program:
             )
             backward = no_gradient
             if node.op == "placeholder":
-                value = images
+                value = self._images
             elif node.op == "get_attr":
                 value = own[str(node.target)]
             elif node.op == "output":
@@ -150,7 +149,7 @@ class Program:
         first: tuple[Any, ...] = ()
         if node.op == "call_module":
             layer = self._module.get_submodule(str(node.target))
-            prefix = f"{node.target}."
+            prefix = f"{node.target}." if node.target else ""
             mine = {n.removeprefix(prefix): v for n, v in own.items() if n.startswith(prefix)}
             function, rule, first = layer, LAYERS.get(type(layer)), (layer, mine)
         elif node.op == "call_method":
@@ -159,11 +158,9 @@ class Program:
         values = _values((args, kwargs))
         if not values:
             return function(*args, **kwargs), no_gradient  # arithmetic of sizes
-        if function is getattr and args[1] == "shape":
-            return values[0].data.shape[1:], no_gradient
-        if node.op == "call_method" and node.target == "size":
-            shape = values[0].data.shape[1:]
-            return (shape[args[1]] if len(args) > 1 else shape), no_gradient
+        sized = node.op == "call_method" and node.target == "size"
+        if sized or (node.target is getattr and args[1] == "shape"):
+            return function(values[0].data[0], *args[1:], **kwargs), no_gradient
         result: Result = None
         if rule and _fits(rule, self.tape, *first, *args, **kwargs):
             result = rule(self.tape, *first, *args, **kwargs)
@@ -192,7 +189,7 @@ def _values(arguments: Any) -> list[Value]:
 def _by_torch(
     tape: Tape, function: Callable[..., Any], own: dict[str, Value], *args: Any, **kwargs: Any
 ) -> tuple[Value, Backward]:
-    """A node without a rule: `vmap` over replicas, and `vjp` for its gradients.
+    """A node without a rule: `vmap` over replicas, and autograd for its gradients.
 
     Args:
         tape: where the calls are written.
@@ -218,7 +215,7 @@ def _by_torch(
     together: Callable[..., Any] = vmap(alone, randomness="different")
 
     def inputs() -> list[Tensor]:
-        repeats = [(x.data, lead // len(x.data)) for x in values]
+        repeats = [(x.data.detach(), lead // len(x.data)) for x in values]
         return [data if n == 1 else data.repeat_interleave(n, 0) for data, n in repeats]
 
     result = together(*inputs())
@@ -227,27 +224,23 @@ def _by_torch(
     learns = tape.training and result.is_floating_point()
     learned = [i for i, value in enumerate(values) if value.needs_grad and learns]
     y = Value(result.clone(memory_format=torch.contiguous_format), bool(learned))
-    pull: list[Callable[[Tensor], tuple[Tensor, ...]]] = []
+    latest: list[Any] = []  # what autograd computed in this step, and from what
 
     def forward() -> None:
         tensors = inputs()
-
-        def of_learned(*some: Tensor) -> Any:
-            changed = dict(zip(learned, some, strict=True))
-            return together(*(changed.get(i, tensor) for i, tensor in enumerate(tensors)))
-
-        if learned:
-            result, *pull[:] = vjp(of_learned, *(tensors[i] for i in learned))
-        else:
-            result = together(*tensors)
-        y.data.copy_(result)
+        leaves = [tensors[i].requires_grad_() for i in learned]
+        result = together(*tensors)
+        y.data.copy_(result.detach())
+        latest[:] = result, leaves
 
     def backward() -> None:
         with ExitStack() as targets:
             outs = [targets.enter_context(tape.gradient(values[i])) for i in learned]
 
             def write() -> None:
-                for out, gradient in zip(outs, pull[0](y.gradient), strict=True):
+                result, leaves = latest
+                found = torch.autograd.grad(result, leaves, y.gradient, materialize_grads=True)
+                for out, gradient in zip(outs, found, strict=True):
                     out.copy_(gradient)
 
             tape.call(write)
