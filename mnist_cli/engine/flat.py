@@ -43,6 +43,23 @@ class Flat:
         replicas = len(next(iter(self.views.values())))
         return Flat.zeros(shapes, replicas, self.row.dtype, self.row.device)
 
+    def state_dict(self, replica: int) -> dict[str, Tensor]:
+        """What belongs to one replica, by parameter: copies on the CPU."""
+        return {
+            name: view[replica].to("cpu", copy=True).contiguous()
+            for name, view in self.views.items()
+        }
+
+    def load_state_dict(self, replica: int, state: Mapping[str, Tensor]) -> None:
+        """Sets what belongs to one replica.
+
+        Raises:
+            KeyError: a parameter is missing.
+            RuntimeError: a shape differs.
+        """
+        for name, view in self.views.items():
+            view[replica].copy_(state[name].detach())
+
     def runs(self, replicas: Sequence[int]) -> list[Tensor]:
         """The row without what belongs to other replicas, in as few pieces as it can be."""
         edges: list[list[int]] = []

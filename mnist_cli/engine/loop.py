@@ -176,13 +176,9 @@ def _gather(split: Split, index: Tensor, images: Tensor) -> list[Call]:
     if split.images.dtype is images.dtype:
         return [partial(_take, split.images, index, images)]
     pixels = torch.empty_like(images, dtype=split.images.dtype)
-    calls: list[Call] = [
-        partial(_take, split.images, index, pixels),
-        partial(images.copy_, pixels),
-    ]
-    if split.scale != 1:
-        calls.append(partial(images.mul_, torch.tensor(1 / split.scale, dtype=torch.float64)))
-    return calls
+    scale = torch.tensor(1 / split.scale, dtype=torch.float64)
+    take = partial(_take, split.images, index, pixels)
+    return [take, partial(images.copy_, pixels), partial(images.mul_, scale)]
 
 
 def train(run: Training) -> Iterator[list[Record]]:

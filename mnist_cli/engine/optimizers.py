@@ -233,13 +233,7 @@ class Optimizer:
 
     def state_dict(self, replica: int) -> dict[str, dict[str, Tensor]]:
         """What is remembered about one replica: by moment and parameter, copies on the CPU."""
-        return {
-            moment: {
-                name: view[replica].to("cpu", copy=True).contiguous()
-                for name, view in self._moments[moment].views.items()
-            }
-            for moment in self._remembered(replica)
-        }
+        return {name: self._moments[name].state_dict(replica) for name in self._remembered(replica)}
 
     def load_state_dict(self, replica: int, state: Mapping[str, Mapping[str, Tensor]]) -> None:
         """Sets what is remembered about one replica.
@@ -248,9 +242,8 @@ class Optimizer:
             KeyError: something is missing.
             RuntimeError: a shape differs.
         """
-        for moment in self._remembered(replica):
-            for name, view in self._moments[moment].views.items():
-                view[replica].copy_(state[moment][name])
+        for name in self._remembered(replica):
+            self._moments[name].load_state_dict(replica, state[name])
 
     def _remembered(self, replica: int) -> list[str]:
         return list(next(g for g in self._groups if replica in g.members).moments)

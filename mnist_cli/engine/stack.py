@@ -81,11 +81,6 @@ class Stack:
         """The weights by name, shape (R, *shape in the plain module)."""
         return self.weights.views
 
-    @property
-    def size(self) -> int:
-        """How many numbers all replicas learn together."""
-        return sum(value.numel() for value in self.parameters.values())
-
     def program(self, images: Tensor, *, training: bool) -> Program:
         """What computes the logits of all replicas, and if it is for training the gradients.
 
@@ -125,10 +120,7 @@ class Stack:
 
     def state_dict(self, replica: int) -> dict[str, Tensor]:
         """A copy of one replica's parameters on the CPU: the `state_dict` of its plain module."""
-        return {
-            name: value[replica].to("cpu", copy=True).contiguous()
-            for name, value in self.parameters.items()
-        }
+        return self.weights.state_dict(replica)
 
     def load_state_dict(self, replica: int, state: Mapping[str, Tensor]) -> None:
         """Sets one replica's parameters.
@@ -137,6 +129,5 @@ class Stack:
             KeyError: a parameter is missing.
             RuntimeError: a shape differs.
         """
-        for name, value in self.parameters.items():
-            value[replica].copy_(state[name].detach())
+        self.weights.load_state_dict(replica, state)
         self.refresh()
