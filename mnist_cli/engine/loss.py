@@ -90,6 +90,7 @@ class SoftmaxLoss:
         self.labels = torch.zeros(groups, logits.data.shape[1], device=z.device).long()
         self._labels = self.labels.new_zeros(kept, *self.labels.shape)
         self._logits = z.new_zeros(kept, *self._z.shape, dtype=exact)
+        self._places = list(zip(self._logits, self._labels, strict=True))
         self._totals, self._kept = totals, 0
         tape.calls = []
         if tape.training:
@@ -119,10 +120,11 @@ class SoftmaxLoss:
         return labels.unsqueeze(-2).unsqueeze(self._axis)
 
     def _keep(self) -> None:
-        self._logits[self._kept].copy_(self._z)
-        self._labels[self._kept].copy_(self.labels)
+        logits, labels = self._places[self._kept]
+        logits.copy_(self._z)
+        labels.copy_(self.labels)
         self._kept += 1
-        if self._kept == len(self._labels):
+        if self._kept == len(self._places):
             self.count()
 
     def count(self) -> None:

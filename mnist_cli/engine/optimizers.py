@@ -51,6 +51,7 @@ class ParamGroup:
         learning_rate: the same as the schedule has it, which no type limits.
         first: whether this step is the first.
         done: how many steps or epochs the schedule had seen when the rate was set.
+        by_step: whether the schedule counts steps, or epochs.
         settings: of the optimizer by name, as the kernels take them, but for the rate.
     """
 
@@ -67,6 +68,7 @@ class ParamGroup:
     done: int = -1
 
     def __post_init__(self) -> None:
+        self.by_step = getattr(self.schedule, "interval", "epoch") == "step"
         self.settings = self.config.model_dump(exclude={"name", "lr"}) | {"maximize": False}
         if "betas" in self.settings:
             self.settings["beta1"], self.settings["beta2"] = self.settings.pop("betas")
@@ -209,7 +211,7 @@ class Optimizer:
         self._step.fill_(step + 1)
         for group in self._groups:
             group.first = step == 0
-            done = step if getattr(group.schedule, "interval", "epoch") == "step" else epoch
+            done = step if group.by_step else epoch
             if done == group.done:
                 continue
             group.done = done
