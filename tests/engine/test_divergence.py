@@ -8,15 +8,15 @@ from typing import Any
 import pytest
 import torch
 
-from mnist_cli.config.schema import Config, StepScheduler
-from mnist_cli.data.dataset import Dataset, load
+from mnist_cli.config.schema import StepScheduler
+from mnist_cli.data.dataset import Dataset
 from mnist_cli.engine.loop import prepare, train
 from mnist_cli.engine.optimizers import clip_grad_norm, learning_rate
-from mnist_cli.models.modules import build
 from mnist_cli.report import plots
 from mnist_cli.runs import checkpoint as checkpoints
 from mnist_cli.runs.store import RunDirectory
 from tests.conftest import Mnist
+from tests.engine.test_stack import assert_same, config_of, train_alone
 
 SMALL = ("data={name: synthetic, size: 140, batch_size: 32}", "--epochs", "3", "optimizer=sgd")
 # From epoch 2 on the learning rate is beyond anything, or as it was.
@@ -190,50 +190,23 @@ def test_a_run_without_a_limit_keeps_a_gradient_too_long_to_measure() -> None:
     assert all(torch.equal(f[1], b[1]) for f, b in zip(found, before, strict=True))
 
 
-@pytest.fixture(scope="module")
-def data() -> Dataset:
-    config = Config.model_validate({"data": {"name": "synthetic", "size": 140}})
-    return load(config.data, torch.device("cpu"), print)
-
-
 def test_a_stack_of_limits_is_the_plain_loop_with_each(data: Dataset) -> None:
-    limits = [0.1, 0.7, None]
+    section, ends = {"name": "synthetic", "batch_size": 32}, []
     configs = [
-        Config.model_validate(
-            {
-                "data": {"name": "synthetic", "size": 140, "batch_size": 32},
-                "optimizer": {"name": "adam", "lr": 1e-2},
-                "train": {"epochs": 2, "precision": "fp64", "clip_grad_norm": limit},
-            }
+        config_of(
+            *("mlp", "adam", "constant"),
+            data=section,
+            train={"epochs": 3, "precision": "fp64", "clip_grad_norm": limit},
         )
-        for limit in limits
+        for limit in (0.1, 0.7, None)
     ]
     run = prepare(configs, data)
     list(train(run))
-    ends = []
-    for r, (config, limit) in enumerate(zip(configs, limits, strict=True)):
-        alone = prepare_alone(config, data, limit)
-        for name, value in run.stack.state_dict(r).items():
-            torch.testing.assert_close(value, alone[name], rtol=1e-9, atol=1e-12)
-        ends.append(alone["0.weight"] if "0.weight" in alone else next(iter(alone.values())))
+    for r, config in enumerate(configs):
+        alone, _ = train_alone(config, "adam", "constant", data, config.optimizer.lr, 0)
+        assert_same(run.stack, r, alone)
+        ends.append(next(iter(alone.values())))
     assert not torch.allclose(ends[0], ends[2], rtol=1e-3)  # the limit does something
-
-
-def prepare_alone(config: Config, data: Dataset, limit: float | None) -> dict[str, torch.Tensor]:
-    """The plain loop with torch's own clipping."""
-    from mnist_cli.data.dataset import epoch_order
-
-    model = build(config.model, data.shape, 10, config.train.seed).double()
-    optimizer = torch.optim.Adam(model.parameters(), lr=config.optimizer.lr)
-    for epoch in range(2):
-        for index in epoch_order(0, epoch, len(data.train), shuffle=True).split(32):
-            optimizer.zero_grad()
-            logits = model(data.train.images[index].double() / 255)
-            torch.nn.functional.cross_entropy(logits, data.train.labels[index]).backward()
-            if limit is not None:
-                torch.nn.utils.clip_grad_norm_(model.parameters(), limit)
-            optimizer.step()
-    return dict(model.state_dict())
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])

@@ -16,14 +16,6 @@ BATCH = 32
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 
-@pytest.fixture(scope="module")
-def data() -> Dataset:
-    config = Config.model_validate(
-        {"data": {"name": "synthetic", "size": 140, "split": "official"}}
-    )
-    return load(config.data, torch.device("cpu"), print)
-
-
 def trained(configs: Sequence[Config], data: Dataset) -> Training:
     run = prepare(configs, data)
     for _ in train(run):

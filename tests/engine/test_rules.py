@@ -58,18 +58,6 @@ class Weighted(nn.Module):
         return self.function(x, self.weight)
 
 
-class OfModule(nn.Module):
-    """A layer reached through a module of its own."""
-
-    def __init__(self, *layers: nn.Module) -> None:
-        super().__init__()
-        self.layers = nn.Sequential(*layers)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.layers(x)
-        return y
-
-
 def dropped(p: float) -> Dropout:
     layer = Dropout(p)
     layer.seed.random_()

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mnist_cli.config import Config, MlpModel
-from mnist_cli.data.dataset import Dataset, epoch_order, load
+from mnist_cli.data.dataset import Dataset, epoch_order
 from mnist_cli.engine.loop import Record, Training, batches, prepare, train
 from mnist_cli.engine.optimizers import Optimizer
 from mnist_cli.engine.stack import Stack
@@ -67,14 +67,6 @@ SCHEDULERS: dict[str, tuple[dict[str, Any], Any]] = {
 RATES = [1e-2, 3e-3, 1e-3]
 
 
-@pytest.fixture(scope="module")
-def data() -> Dataset:
-    config = Config.model_validate(
-        {"data": {"name": "synthetic", "size": 140, "split": "official"}}
-    )
-    return load(config.data, torch.device("cpu"), print)
-
-
 def config_of(model: str, optimizer: str, scheduler: str, **more: Any) -> Config:
     return Config.model_validate(
         {
@@ -130,6 +122,8 @@ def train_alone(
             optim.zero_grad()
             loss = F.cross_entropy(model(images), labels, reduction=config.loss.reduction)
             loss.backward()
+            if config.train.clip_grad_norm is not None:
+                torch.nn.utils.clip_grad_norm_(model.parameters(), config.train.clip_grad_norm)
             optim.step()
             if per_step:
                 schedule.step()
