@@ -23,7 +23,7 @@ from mnist_cli.cli import run_command  # noqa: E402
 @pytest.fixture(autouse=True)
 def _own_folders(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
-) -> Iterator[None]:
+) -> None:
     """No test sees the user's runs, data or settings; only `real_data` ones use the network."""
     monkeypatch.setenv("COLUMNS", "120")
     monkeypatch.delenv("NO_COLOR", raising=False)
@@ -31,10 +31,9 @@ def _own_folders(
     if not request.node.get_closest_marker("real_data"):
         monkeypatch.setenv("MNIST_DATA_DIR", str(tmp_path / "data"))
         monkeypatch.setenv("MNIST_OFFLINE", "1")
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
+    # Whatever ran before in this process, a command in a wider fixture say, may still listen.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 @dataclass(frozen=True)
