@@ -12,10 +12,17 @@ A user sees one line `error: ...` and, where there is something to do about it, 
 """
 
 import errno
+import re
 from typing import ClassVar
 
 # Not failures: Ctrl-C, SIGTERM, and a consumer that closes a generator.
 INTERRUPTIONS = (KeyboardInterrupt, SystemExit, GeneratorExit)
+
+# C0 and C1 controls, marks that turn the direction of text (Unicode
+# TR 36, "bidirectional text spoofing"), line separators, and halves of characters.
+_UNSAFE = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+)
 
 
 class MnistError(Exception):
@@ -62,6 +69,16 @@ class CheckpointError(MnistError):
     """A checkpoint is missing, damaged or unsafe, or is not of this model."""
 
     exit_code = 5
+
+
+def printable(text: str, *, keep: str = "\n\t") -> str:
+    """Text that a terminal shows and does not obey; its escapes are also those of JSON and YAML.
+
+    Args:
+        text: any text.
+        keep: control characters that stay as they are.
+    """
+    return _UNSAFE.sub(lambda c: c[0] if c[0] in keep else f"\\u{ord(c[0]):04x}", text)
 
 
 def in_words(error: BaseException) -> str:

@@ -111,7 +111,7 @@ def import_weights(
     for a network of linear layers. If they want pixels of 0..255, add data.normalize=false.
     """
     loaded = configs.load(config, overrides or ())
-    screen.print_origin(loaded)
+    screen.print_notes(loaded)
 
     from mnist_cli.runs.import_weights import import_weights, read
 

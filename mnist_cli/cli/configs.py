@@ -8,7 +8,7 @@ import typer
 from mnist_cli import config as configs
 from mnist_cli.cli.options import ConfigOption, Json, Overrides
 from mnist_cli.cli.screen import console, print_error, print_json
-from mnist_cli.config.presets import SCHEMA_LINE, find_preset, presets
+from mnist_cli.config.presets import SCHEMA_LINE, description, find_preset, presets
 from mnist_cli.data import durable
 from mnist_cli.errors import MnistError, UsageError
 
@@ -22,12 +22,12 @@ def config_list(as_json: Json = False) -> None:
 
     known = presets()
     if as_json:
-        fields = ("name", "path", "description")
-        print_json([{field: str(getattr(p, field)) for field in fields} for p in known])
+        rows = known.items()
+        print_json([{"name": n, "path": str(p), "description": description(p)} for n, p in rows])
         return
     listing = tables.table("name", "what it is")
-    for preset in known:
-        listing.add_row(preset.name, preset.description)
+    for name, path in known.items():
+        listing.add_row(name, description(path))
     console().print(listing)
 
 
@@ -76,9 +76,9 @@ def config_copy(
     """Copy a shipped config, to be changed."""
     preset = find_preset(name)
     path = target or Path()
-    path = path / preset.path.name if path.is_dir() else path
+    path = path / preset.name if path.is_dir() else path
     # Its first line refers to a schema that is beside it, and will not be beside the copy.
-    text = preset.path.read_text("utf-8").removeprefix(SCHEMA_LINE)
+    text = preset.read_text("utf-8").removeprefix(SCHEMA_LINE)
     elsewhere = "give another place to copy to"
     if path.exists():
         raise UsageError(f"{path}: File exists", elsewhere)
@@ -86,4 +86,4 @@ def config_copy(
         durable.replace(path, text.encode())
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror}", elsewhere) from error
-    print(f"{path}: a copy of {preset.name}; train it with: mnist train --config {path}")
+    print(f"{path}: a copy of {preset.stem}; train it with: mnist train --config {path}")

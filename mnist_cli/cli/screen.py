@@ -8,7 +8,6 @@ import errno
 import io
 import json
 import os
-import re
 import shlex
 import sys
 from collections.abc import Callable, Iterator
@@ -22,19 +21,8 @@ from rich.table import Table
 from rich.text import Text
 
 from mnist_cli.config import ConfigError, Loaded
-from mnist_cli.errors import MnistError, UsageError, in_words, remedy
+from mnist_cli.errors import MnistError, UsageError, in_words, printable, remedy
 from mnist_cli.runs import store
-
-# C0 and C1 controls but for tab and newline, marks that turn the direction of text (Unicode
-# TR 36, "bidirectional text spoofing"), line separators, and halves of characters.
-UNSAFE = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
-)
-
-
-def printable(text: str) -> str:
-    """Text that a terminal shows and does not obey; its escapes are also those of JSON and YAML."""
-    return UNSAFE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 class Output:
@@ -182,12 +170,7 @@ def _explained(error: Exception) -> MnistError:
     return MnistError(f"{type(error).__name__}: {error}", hint)
 
 
-def print_origin(loaded: Loaded) -> None:
-    """Says what was chosen where more than one thing could have been meant."""
-    human = console(stderr=True)
-    if loaded.is_preset:
-        human.print(f"config: the shipped {loaded.origin}")
-    for key in loaded.axes_dropped:
-        human.print(f"{key} is not swept as the config says: its whole section is swept")
-    if sections := dict.fromkeys(key.split(".")[0] for key in loaded.reference_dropped_by):
-        human.print(f"published figures: not shown, as they are of another {', '.join(sections)}")
+def print_notes(loaded: Loaded) -> None:
+    """Says what was decided where more than one thing could have been meant."""
+    for note in loaded.notes:
+        console(stderr=True).print(note)

@@ -305,7 +305,7 @@ def _show_plan(trials: Sequence[Trial], as_json: bool) -> None:
 
 
 def _note_choices(loaded: configs.Loaded) -> None:
-    screen.print_origin(loaded)
+    screen.print_notes(loaded)
     config = loaded.config
     if "official" in {config.data.split, *config.sweep.get("data.split", ())}:
         screen.console(stderr=True).print(

@@ -2,14 +2,15 @@
 
 import re
 from collections.abc import Iterator, Mapping
-from functools import cache
+from contextlib import suppress
+from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from mnist_cli.config import schema
-from mnist_cli.config.document import Path, Problem, quoted
-from mnist_cli.config.schema import Config, Section
+from mnist_cli.config.document import KEY, Path, Problem, quoted
+from mnist_cli.config.schema import Config
 
 OF_ANOTHER = "of_another_variant"
 AT_KEY = ("extra_forbidden", "missing", "value_error", OF_ANOTHER)
@@ -28,7 +29,7 @@ _WORDS = {
 
 
 def check(values: Mapping[str, object]) -> tuple[Config | None, list[Problem]]:
-    """Validates a whole config.
+    """Validates a config, or some sections of one (the others have their defaults).
 
     Returns:
         The config, or None if there are problems; and the problems.
@@ -36,32 +37,14 @@ def check(values: Mapping[str, object]) -> tuple[Config | None, list[Problem]]:
     try:
         return Config.model_validate(values), []
     except ValidationError as error:
-        return None, [p for detail in error.errors() for p in _problems(detail, detail["loc"])]
+        return None, [p for detail in error.errors() for p in _problems(detail, values)]
 
 
-def check_section(section: str, values: object) -> tuple[Section | None, list[Problem]]:
-    """Validates one section of a config."""
-    try:
-        return _adapter(section).validate_python(values), []
-    except ValidationError as error:
-        details = error.errors()
-        return None, [p for d in details for p in _problems(d, (section, *d["loc"]))]
-
-
-@cache
-def _adapter(section: str) -> TypeAdapter[Section]:
-    return TypeAdapter(schema.SECTIONS[section])
-
-
-def _problems(detail: ErrorDetails, path: Path) -> Iterator[Problem]:
+def _problems(detail: ErrorDetails, values: Mapping[str, object]) -> Iterator[Problem]:
     """What pydantic found, in the words of a user and with the path as a user writes it."""
-    kind, value, section = detail["type"], detail["input"], str(path[0])
+    kind, value, path = detail["type"], detail["input"], _path(detail, values)
+    section = str(path[0])
     kinds = schema.variants(section) if section in schema.SECTIONS else {}
-    variant = None
-    if len(path) > 1 and path[1] in kinds and section != "loss":  # which is no union
-        variant, path = path[1], (section, *path[2:])
-    elif section == "reference":  # how many figures there are is no part of the way to them
-        path = tuple(part for part in path if part not in ("last", "each"))
     message = re.sub(r"^\w+ should ", "must ", detail["msg"])
     message = _WORDS.get(kind) or _WORDS.get(detail.get("ctx", {}).get("pattern", "")) or message
     message = f"{message}, got {quoted(value)}"
@@ -77,11 +60,23 @@ def _problems(detail: ErrorDetails, path: Path) -> Iterator[Problem]:
         message += schema.meant(name, kinds)
         # What else is wrong, as the variant with the most similar name would have it.
         near = [*schema.nearest(name, kinds), *kinds]
-        others = check_section(section, {**value, "name": near[0]})[1]
+        others = check({section: {**value, "name": near[0]}})[1]
         yield from (p for p in others if p.kind not in ("missing", "value_error", OF_ANOTHER))
     elif kind == "extra_forbidden":
         message = f"unknown setting{schema.meant('.'.join(map(str, path)), schema.setting_keys())}"
         owners = [name for name, fields in kinds.items() if path[-1] in fields.model_fields]
         if owners:
+            variant = detail["loc"][1]
             kind, message = OF_ANOTHER, f"not a setting of {variant}, but of {', '.join(owners)}"
     yield Problem(path, message, kind)
+
+
+def _path(detail: ErrorDetails, values: Any) -> Path:
+    """The way to a value as it is written: pydantic's also names the variants that it tried."""
+    *_, last = detail["loc"]
+    path: Path = ()
+    for part in detail["loc"]:
+        with suppress(LookupError, TypeError):
+            values = values[part]
+            path = (*path, part)
+    return (*path, last) if detail["type"] == "missing" or last == KEY else path

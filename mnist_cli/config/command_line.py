@@ -28,7 +28,7 @@ class Given(NamedTuple):
 
 
 def read_arguments(overrides: Iterable[str], flags: Iterable[Flag], axes: Iterable[Flag]) -> Given:
-    """Reads the command line; what it says twice must agree.
+    """Reads the command line; what it says of one setting twice must agree.
 
     Args:
         overrides: `KEY=VALUE`, with a dotted key and a value in YAML.
@@ -36,27 +36,31 @@ def read_arguments(overrides: Iterable[str], flags: Iterable[Flag], axes: Iterab
         axes: options that give the values of one axis each.
     """
     given = Given({}, {}, [])
-    said: dict[str, tuple[object, str]] = {}
     options = [(flag, "") for flag in (*flags, *(Flag("", None, text) for text in overrides))]
     for option, lead in (*options, *((axis, "sweep.") for axis in axes)):
         argument = f"{option.flag} {option.text}".strip()
         argument = argument if len(argument) <= 100 else f"{argument[:100]}..."
-        key, document = _read(option, lead, argument)
-        problems = [p._replace(path=(*_path(key), *p.path)) for p in document.problems]
+        key, (value, _, problems) = _read(option, lead, argument)
+        known = given.values.get(key, value)
+        if not problems and value != known:
+            message = f"is {quoted(value)} here, but {given.arguments[key]} says otherwise"
+            problems = [Problem((), message)]
         if not problems:
-            given.values[key], given.arguments[key] = document.values, argument
-            for part, value in _parts(key, document.values).items():
-                known, other = said.setdefault(part, (value, argument))
-                if value != known:
-                    message = f"is {quoted(value)} here, but {other} says otherwise"
-                    problems.append(Problem(_path(part), message))
-        given.problems.extend(problem._replace(position=argument) for problem in problems)
+            given.values[key], given.arguments[key] = value, argument
+        for problem in problems:
+            path = (*key_path(key), *problem.path)
+            given.problems.append(problem._replace(path=path, position=argument))
     for key, by in given.arguments.items():
         for axis, argument in given.arguments.items():
             if axis != key and f"sweep.{key.removeprefix('sweep.')}.".startswith(f"{axis}."):
                 message = f"is swept, but {by} sets it, or a part of it"
-                given.problems.append(Problem(_path(axis), message, position=argument))
+                given.problems.append(Problem(key_path(axis), message, position=argument))
     return given
+
+
+def key_path(key: str) -> Path:
+    """The way to a setting of that dotted key: the section and the name, or the section alone."""
+    return tuple(key.split(".", 1)) if key else ()
 
 
 def _read(option: Flag, lead: str, argument: str) -> tuple[str, Document]:
@@ -74,15 +78,3 @@ def _read(option: Flag, lead: str, argument: str) -> tuple[str, Document]:
     if not text.strip():
         return key, Document(None, {}, [Problem((), "has no value (null stands for none)")])
     return key, parse(text, argument)
-
-
-def _parts(key: str, value: object) -> dict[str, object]:
-    """A setting; or a whole section, and each of the settings in it."""
-    inside = {"name": value} if isinstance(value, str) else value
-    if "." in key or not isinstance(inside, dict):
-        return {key: value}
-    return {f"{key}.{name}": part for name, part in inside.items()} | {key: value}
-
-
-def _path(key: str) -> Path:
-    return tuple(key.split(".", 1)) if key else ()

@@ -16,9 +16,7 @@ from yaml.reader import ReaderError
 
 from mnist_cli.errors import UsageError
 
-MAX_DEPTH = 50
-MAX_VALUES = 12_000
-MAX_SHOWN = 100  # problems printed
+MAX_SHOWN = 100  # problems printed, and characters of the line that one is in
 
 KEY = "[key]"  # the way to a key itself ends in this, as pydantic has it
 Path = tuple[int | str, ...]
@@ -47,8 +45,7 @@ class Problem(NamedTuple):
         if isinstance(where, yaml.Mark):
             snippet = f"\n{where.get_snippet(max_length=MAX_SHOWN)}"
             where = f"{where.name}:{where.line + 1}:{where.column + 1}"
-        text = ": ".join(filter(None, (where, self.key, self.message)))
-        return "\n".join(map(printable, f"{text}{snippet}".split("\n")))
+        return ": ".join(filter(None, (where, self.key, self.message))) + snippet
 
 
 class Document(NamedTuple):
@@ -79,11 +76,6 @@ def _place(problem: Problem) -> float:
     return problem.position.index if isinstance(problem.position, yaml.Mark) else math.inf
 
 
-def printable(text: str) -> str:
-    """Text that cannot move the cursor or change colours, character for character as long."""
-    return "".join(" " if c == "\t" else c if c.isprintable() else "\ufffd" for c in text)
-
-
 def quoted(value: object) -> str:
     """A value on one line and cut to a sane length."""
     text = json.dumps(value, ensure_ascii=False, default=str)
@@ -91,34 +83,21 @@ def quoted(value: object) -> str:
 
 
 class Loader(yaml.SafeLoader):
-    """The numbers and words of YAML 1.2; nothing that refers, and never too much."""
+    """The numbers and words of YAML 1.2, and nothing that refers to something else."""
 
     yaml_implicit_resolvers = {}  # noqa: RUF012 - that is how PyYAML has it
-
-    def __init__(self, text: str, name: str) -> None:
-        super().__init__(text)
-        self.name = name  # what its marks call it
-        self.depth = self.count = 0
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         """The node of the next event, if it may be in a config."""
         event = self.peek_event()  # type: ignore[no-untyped-call]
-        self.depth += 1
-        self.count += 1
         why = None
         if event.anchor is not None:
             why = "anchors and aliases (&name, *name) are not allowed; write the value out"
         elif event.tag is not None:
             why = "tags (!name) are not allowed"
-        elif self.depth > MAX_DEPTH:
-            why = f"more than {MAX_DEPTH} levels deep"
-        elif self.count > MAX_VALUES:
-            why = f"more than {MAX_VALUES} values"
         if why:
             raise yaml.MarkedYAMLError(problem=why, problem_mark=event.start_mark)
-        node = super().compose_node(parent, index)
-        self.depth -= 1
-        return node
+        return super().compose_node(parent, index)
 
 
 for _tag, _pattern in (
@@ -144,10 +123,13 @@ def parse(text: str, name: str) -> Document:
         name: what error messages call it.
     """
     document = Document(None, {}, [])
+    mark: Position | None = name
     try:
-        loader = Loader(text, name)
+        loader = Loader(text)
+        loader.name = name  # what its marks call it
         if node := loader.get_single_node():
             return document._replace(values=_plain(loader, node, (), document))
+        return document
     except ReaderError as error:
         before, code = text[: error.position], ord(text[error.position])
         line, column = before.count("\n"), len(before) - before.rfind("\n") - 1
@@ -155,14 +137,16 @@ def parse(text: str, name: str) -> Document:
         message = f"the character U+{code:04X} is not allowed in a config"
         if 0xDC80 <= code <= 0xDCFF:
             message = f"the byte 0x{code - 0xDC00:02x} is not UTF-8 text"
-        document.problems.append(Problem((), message, position=mark))
     except yaml.MarkedYAMLError as error:
         problem = error.problem or ""
         marks = [error.problem_mark, error.context_mark]
         if "end of stream" in problem or "<stream end>" in problem:
             marks.reverse()  # where the bracket is that is never closed
         message = f"{error.context}: {problem}" if error.context else problem
-        document.problems.append(Problem((), message, position=marks[0] or marks[1]))
+        mark = marks[0] or marks[1]
+    except RecursionError:
+        message = "more levels deep than any config"
+    document.problems.append(Problem((), message, position=mark))
     return document
 
 

@@ -9,10 +9,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from mnist_cli.config.check import AT_KEY, check, check_section
-from mnist_cli.config.command_line import Flag, Given, read_arguments
+from mnist_cli.config.check import AT_KEY, check
+from mnist_cli.config.command_line import Flag, Given, key_path, read_arguments
 from mnist_cli.config.document import KEY, ConfigError, Document, Problem, parse, quoted
-from mnist_cli.config.presets import MAX_BYTES, find, read
+from mnist_cli.config.presets import MAX_BYTES, find, name_of, read
 from mnist_cli.config.schema import SECTIONS, Config, setting_keys
 from mnist_cli.config.trials import check_axis, merged
 
@@ -28,13 +28,10 @@ class Loaded(NamedTuple):
     config: Config
     origin: str
     """The path as it was given, or the preset's name."""
-    is_preset: bool
     changed: tuple[str, ...]
     """Dotted keys that the command line sets, in its order."""
-    reference_dropped_by: tuple[str, ...]
-    """Settings by which this is no longer the experiment that the published figures are of."""
-    axes_dropped: tuple[str, ...]
-    """Axes inside a section that is swept as a whole."""
+    notes: tuple[str, ...]
+    """What was decided where more than one thing could have been meant, a sentence each."""
 
 
 def load(
@@ -55,12 +52,16 @@ def load(
         ConfigError: something in the config or on the command line is wrong.
         UsageError: there is no such config, or it cannot be read.
     """
-    found = find(config)
-    name = found.path.name if found.is_preset else found.origin
-    document = parse(read(found.path, name), name)
-    loaded = _resolved(document, read_arguments(overrides, flags, axes))
-    named = loaded.config.model_copy(update={"name": loaded.config.name or found.name})
-    return loaded._replace(config=named, origin=found.origin, is_preset=found.is_preset)
+    path, is_preset = find(config)
+    origin = path.stem if is_preset else str(config)
+    name = path.name if is_preset else origin
+    given = read_arguments(overrides, flags, axes)
+    result, notes = _resolved(parse(read(path, name), name), given)
+    if is_preset:
+        notes.insert(0, f"config: the shipped {origin}")
+    named = result.model_copy(update={"name": result.name or name_of(path)})
+    changed = tuple(key for key in given.values if not key.startswith("sweep."))
+    return Loaded(named, origin, changed, tuple(notes))
 
 
 def load_text(text: str, name: str) -> Config:
@@ -73,7 +74,7 @@ def load_text(text: str, name: str) -> Config:
     Raises:
         ConfigError: something in it is wrong.
     """
-    return _resolved(parse(text, name), Given({}, {}, [])).config
+    return _resolved(parse(text, name), Given({}, {}, []))[0]
 
 
 def load_saved(
@@ -99,11 +100,11 @@ def load_saved(
     except (TypeError, ValueError, RecursionError) as error:
         raise ConfigError([Problem((), "this is not a config", position=name)]) from error
     document = Document(dict(saved), {(): name}, [])
-    return _resolved(document, read_arguments(overrides, flags, ())).config
+    return _resolved(document, read_arguments(overrides, flags, ()))[0]
 
 
-def _resolved(document: Document, given: Given) -> Loaded:
-    """The config that a document and a command line make.
+def _resolved(document: Document, given: Given) -> tuple[Config, list[str]]:
+    """The config that a document and a command line make, and notes on what was decided.
 
     Raises:
         ConfigError: there are problems in either.
@@ -116,27 +117,24 @@ def _resolved(document: Document, given: Given) -> Loaded:
         raise ConfigError(problems)
     values = merged(file, given.values)
     result, found = check(values)
-    sweep, dropped = _checked_sweep(values, found)
+    sweep, notes = _checked_sweep(values, found)
     if result is None or problems or found:
         raise ConfigError([*problems, *_placed(found, document, given)])
     result = result.model_copy(update={"sweep": sweep})
-    if changes := _changes(file, result, given):
+    if others := _other_experiment(file, result, given):
         result = result.model_copy(update={"reference": None})
-    changed = tuple(key for key in given.values if not key.startswith("sweep."))
-    return Loaded(result, "", False, changed, changes, dropped)
+        notes.append(f"published figures: not shown, as they are of another {', '.join(others)}")
+    return result, notes
 
 
 def _checked_sweep(
     values: Mapping[str, object], problems: list[Problem]
-) -> tuple[dict[str, tuple[object, ...]], tuple[str, ...]]:
-    """Makes the values of the axes the schema's own.
+) -> tuple[dict[str, tuple[object, ...]], list[str]]:
+    """The axes, their values as the schema makes them; and notes on those that are left out.
 
     Args:
         values: those of the whole config.
         problems: what the schema says of the config; gets what else is wrong with its sweep.
-
-    Returns:
-        The axes, and the keys of those that are not among them, as their whole section is swept.
     """
     sweep = values.get("sweep")
     axes: dict[str, Sequence[object]] = {
@@ -144,21 +142,21 @@ def _checked_sweep(
         for key, axis in (sweep.items() if isinstance(sweep, dict) else ())
         if key in setting_keys() and isinstance(axis, list | tuple)
     }
-    dropped = tuple(key for key in axes if "." in key and key.partition(".")[0] in axes)
-    axes = {key: axis for key, axis in axes.items() if key not in dropped}
+    inside = [key for key in axes if "." in key and key.partition(".")[0] in axes]
+    notes = [f"{key} is not swept as the config says: its whole section is swept" for key in inside]
+    axes = {key: axis for key, axis in axes.items() if key not in inside}
     if (runs := math.prod(map(len, axes.values()))) > MAX_RUNS:
         message = f"makes {runs:,} runs, and at most {MAX_RUNS:,} can be"
         problems.append(Problem(("sweep",), message))
-        return {}, ()
-    found = {key: check_axis(values, key, items, problems) for key, items in axes.items()}
-    return found, dropped
+        return {}, notes
+    return {key: check_axis(values, key, items, problems) for key, items in axes.items()}, notes
 
 
 def _placed(problems: Sequence[Problem], document: Document, given: Given) -> list[Problem]:
     """The problems with their places: in the file, or by the argument that a setting is from."""
     positions = dict(document.positions)
     for key, argument in sorted(given.arguments.items(), key=lambda item: "." in item[0]):
-        path = tuple(key.split(".", 1))
+        path = key_path(key)
         positions = {p: mark for p, mark in positions.items() if p[: len(path)] != path}
         # What is said of the section as a whole is most likely due to the change in it.
         positions[path] = positions[path[:1]] = positions[path[0], KEY] = argument
@@ -172,19 +170,19 @@ def _placed(problems: Sequence[Problem], document: Document, given: Given) -> li
     return placed
 
 
-def _changes(file: Mapping[str, object], result: Config, given: Given) -> tuple[str, ...]:
-    """The settings by which a config is another experiment than the one with published figures."""
+def _other_experiment(file: Mapping[str, object], result: Config, given: Given) -> tuple[str, ...]:
+    """The sections by which a config is not the experiment that its published figures are of."""
     if result.reference is None or any(key.startswith("reference") for key in given.values):
         return ()
-    touched = {key.partition(".")[0] for key in given.values} & SECTIONS.keys()
-    parts = {section: check_section(section, file.get(section, {}))[0] for section in touched}
-    before = result.model_copy(update={key: part for key, part in parts.items() if part})
-    old, new = dict(before.settings()), dict(result.settings())
-    keys = [key for key in {**new, **old} if old.get(key) != new.get(key)]
-    for key, values in result.sweep.items():
-        if any(value != new.get(key) for value in values):
-            keys.append(key)
+    before, _ = check({section: file.get(section, {}) for section in SECTIONS})
+    old = dict(before.settings()) if before else {}
+    new = {key: (value,) for key, value in result.settings()} | result.sweep
     when = [key for run in result.reference.runs for key in run.when]
     swept = file.get("sweep")
     free = {*REPEATS, *when, *(swept if isinstance(swept, dict) else ())}
-    return tuple(key for key in dict.fromkeys(keys) if key not in free)
+    others = [
+        key
+        for key in {**new, **old}
+        if key not in free and any(value != old.get(key) for value in new.get(key, (None,)))
+    ]
+    return tuple(dict.fromkeys(key.partition(".")[0] for key in others))

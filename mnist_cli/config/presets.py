@@ -3,10 +3,8 @@
 import os
 import re
 from pathlib import Path
-from typing import NamedTuple
 
-from mnist_cli.config.document import printable
-from mnist_cli.config.schema import RESERVED_NAME, nearest
+from mnist_cli.config.schema import meant
 from mnist_cli.errors import UsageError
 
 DEFAULT = "mlp"
@@ -15,36 +13,21 @@ SCHEMA_LINE = "# yaml-language-server: $schema=schema.json\n"
 MAX_BYTES = 300_000
 
 
-class ConfigFile(NamedTuple):
-    """The file of a config."""
-
-    path: Path
-    origin: str
-    """The path as it was given, or the preset's name."""
-    is_preset: bool = True
-
-    @property
-    def name(self) -> str:
-        """The file's stem, made into what a config may be called."""
-        name = re.sub(r"[^A-Za-z0-9_-]+", "-", self.path.stem).lstrip("-_")[:64]
-        return "config" if not name or RESERVED_NAME.fullmatch(name) else name
-
-    @property
-    def description(self) -> str:
-        """What a preset is, by the first line of its file."""
-        text = self.path.read_text("utf-8").removeprefix(SCHEMA_LINE)
-        return text.partition("\n")[0].removeprefix("# ")
-
-
-def presets() -> list[ConfigFile]:
+def presets() -> dict[str, Path]:
     """The configs that come with the package (inside it, or in a checkout beside it), by name."""
     package = Path(__file__).parents[1]
     folders = [package / "configs", package.parent / "configs"]
     found = sorted(path for folder in folders for path in folder.glob("*.yaml"))
-    return [ConfigFile(path, path.stem) for path in found]
+    return {path.stem: path for path in found}
 
 
-def find_preset(name: str, lead: str = "") -> ConfigFile:
+def description(preset: Path) -> str:
+    """What a preset is, by the first line of its file."""
+    text = preset.read_text("utf-8").removeprefix(SCHEMA_LINE)
+    return text.partition("\n")[0].removeprefix("# ")
+
+
+def find_preset(name: str, lead: str = "") -> Path:
     """The preset of a name, with or without its `.yaml`.
 
     Args:
@@ -54,28 +37,31 @@ def find_preset(name: str, lead: str = "") -> ConfigFile:
     Raises:
         UsageError: there is none.
     """
-    known = {preset.name: preset for preset in presets()}
+    known = presets()
     if preset := known.get(name.removesuffix(".yaml")):
         return preset
-    near = nearest(name, known)
-    raise UsageError(
-        f"{lead}there is no preset {name!r}; there are {', '.join(known)}",
-        hint=f"did you mean {near[0]}?" if near else None,
-    )
+    near = meant(name, known)
+    raise UsageError(f"{lead}there is no preset {name!r}{near}", f"there are {', '.join(known)}")
 
 
-def find(config: str | None) -> ConfigFile:
-    """The file that `--config` means: a regular one, else the preset of that name.
+def find(config: str | None) -> tuple[Path, bool]:
+    """The file that `--config` means, and whether it is a preset: a regular file comes first.
 
     Raises:
-        UsageError: there is neither.
+        UsageError: there is neither a file nor a preset of that name.
     """
     if config is None:
-        return find_preset(DEFAULT)
+        return find_preset(DEFAULT), True
     if os.path.isfile(config):  # noqa: PTH113 - a Path's raises
-        return ConfigFile(Path(config), config, is_preset=False)
-    path = printable(str(Path(config).absolute()))
-    return find_preset(config, f"no config {config!r}: {path} is no file, and ")
+        return Path(config), False
+    lead = f"no config {config!r}: {Path(config).absolute()} is no file, and "
+    return find_preset(config, lead), True
+
+
+def name_of(path: Path) -> str:
+    """A file's stem, made into what a config may be called."""
+    name = re.sub(r"[^A-Za-z0-9_-]+", "-", path.stem).lstrip("-_")
+    return name[:64] or "config"
 
 
 def read(path: Path, name: str) -> str:

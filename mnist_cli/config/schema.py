@@ -5,7 +5,6 @@ variants is chosen by its `name`; each variant lists its own settings, so a sett
 another variant is an error and not a value that nothing reads.
 """
 
-import re
 from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
 from functools import cache
@@ -16,9 +15,7 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
-    Discriminator,
     Field,
-    Tag,
     model_validator,
 )
 
@@ -33,7 +30,6 @@ Interval = Annotated[
 ]
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$"
-RESERVED_NAME = re.compile(r"(con|prn|aux|nul|(com|lpt)[0-9])", re.IGNORECASE)
 TEXT_PATTERN = r"^[^\x00-\x1f\x7f-\x9f\u2028\u2029\ufffe\uffff]*$"
 DEVICE_PATTERN = r"^(auto|cpu|cuda(:\d{1,3})?)$"
 
@@ -311,12 +307,7 @@ class TrainConfig(Section):
 # ----------------------------------------------------------------------------------- reference
 
 Metric = Literal["train/loss", "train/acc", "val/loss", "val/acc", "test/loss", "test/acc"]
-Figure = Annotated[
-    Annotated[float, Tag("last")]
-    | Annotated[tuple[float, ...], Field(strict=False, min_length=1), Tag("each")],
-    Discriminator(lambda figure: "each" if isinstance(figure, list | tuple) else "last"),
-]
-Published = dict[Metric, Figure]
+Published = dict[Metric, float | Annotated[tuple[float, ...], Field(strict=False, min_length=1)]]
 
 
 def _is_setting(key: str) -> str:
@@ -392,15 +383,8 @@ LossSection = Annotated[LossConfig, _named("cross_entropy", LossConfig)]
 OptimizerConfig = Annotated[_Optimizer, _NAME, _named("adam", _Optimizer)]
 SchedulerConfig = Annotated[_Scheduler, _NAME, _named("constant", _Scheduler)]
 
-# The sections that hold the settings of an experiment; the rest of a config is about them.
-SECTIONS: dict[str, Any] = {
-    "data": DataConfig,
-    "model": ModelConfig,
-    "loss": LossSection,
-    "optimizer": OptimizerConfig,
-    "scheduler": SchedulerConfig,
-    "train": TrainConfig,
-}
+SECTIONS = ("data", "model", "loss", "optimizer", "scheduler", "train")
+"""The sections that hold the settings of an experiment; the rest of a config is about them."""
 
 
 @cache
@@ -423,23 +407,17 @@ def meant(word: object, known: Iterable[str]) -> str:
     return f"; did you mean {' or '.join(map(repr, found))}?" if found else ""
 
 
-def _not_reserved(name: str) -> str:
-    if RESERVED_NAME.fullmatch(name):
-        raise ValueError(f"{name!r} is the name of a device on Windows; choose another")
-    return name
-
-
 class Config(Section):
     """One whole experiment."""
 
-    name: Annotated[str, Field(pattern=NAME_PATTERN), AfterValidator(_not_reserved)] | None = None
+    name: Annotated[str, Field(pattern=NAME_PATTERN)] | None = None
     """What its runs are called (the file's name, if not given)."""
-    data: DataConfig = ImageData()
-    model: ModelConfig = MlpModel()
-    loss: LossSection = LossConfig()
-    optimizer: OptimizerConfig = AdamOptimizer()
-    scheduler: SchedulerConfig = ConstantScheduler()
-    train: TrainConfig = TrainConfig()
+    data: DataConfig = Field({}, validate_default=True)
+    model: ModelConfig = Field({}, validate_default=True)
+    loss: LossSection = Field({}, validate_default=True)
+    optimizer: OptimizerConfig = Field({}, validate_default=True)
+    scheduler: SchedulerConfig = Field({}, validate_default=True)
+    train: TrainConfig = Field({}, validate_default=True)
     sweep: dict[SettingKey, Annotated[tuple[Any, ...], Field(strict=False, min_length=1)]] = {}
     """Dotted settings and the values each takes; `mnist sweep` runs every combination."""
     reference: Reference | None = None

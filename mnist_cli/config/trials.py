@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 
-from mnist_cli.config.check import check_section
+from mnist_cli.config.check import check
 from mnist_cli.config.document import ConfigError, Problem, quoted
 from mnist_cli.config.schema import Config, Section
 
@@ -51,11 +51,10 @@ def with_settings(config: Config, settings: Mapping[str, object]) -> Config:
     """
     touched = {key.partition(".")[0] for key in settings}
     explicit = config.model_dump(mode="json", include=touched, exclude_unset=True)
-    values = merged(explicit, settings)
-    checked = {section: check_section(section, values[section]) for section in touched}
-    if problems := [problem for _, found in checked.values() for problem in found]:
+    checked, problems = check(merged(explicit, settings))
+    if checked is None:
         raise ConfigError(problems)
-    return config.model_copy(update={section: part for section, (part, _) in checked.items()})
+    return config.model_copy(update={section: getattr(checked, section) for section in touched})
 
 
 def check_axis(
@@ -69,24 +68,25 @@ def check_axis(
         items: what it is to be.
         problems: gets what is wrong.
     """
-    setting = tuple(key.split(".", 1))
+    section, *name = setting = tuple(key.split(".", 1))
+    own = {section: values.get(section, {})}
     # What is wrong with a section anyway need not be said once more for each value tried in it.
-    known = check_section(setting[0], values.get(setting[0], {}))[1]
+    known = check(own)[1]
     found: dict[Section, object] = {}
     for i, item in enumerate(items):
-        part, faults = check_section(setting[0], merged(values, {key: item})[setting[0]])
+        checked, faults = check(merged(own, {key: item}))
         at = ("sweep", key, i)
         for fault in faults:
             if fault.path[: len(setting)] == setting:
-                path = (*at, *fault.path[len(setting) :])
-                problems.append(Problem(path, fault.message, fault.kind))
+                problems.append(fault._replace(path=(*at, *fault.path[len(setting) :])))
             elif fault not in known:
                 message = f"does not go with the rest: {fault.key}: {fault.message}"
                 problems.append(Problem(at, message))
+        part: Section | None = getattr(checked, section, None)
         if part in found:
             problems.append(Problem(at, f"{quoted(item)} is in the list already"))
         elif part:
-            found[part] = _value(part, *setting[1:])
+            found[part] = _value(part, *name)
     return tuple(found.values())
 
 

@@ -3,7 +3,7 @@
 import yaml
 
 from mnist_cli.config.document import Loader
-from mnist_cli.config.schema import Config
+from mnist_cli.config.schema import SECTIONS, Config
 
 
 class _Dumper(yaml.SafeDumper):
@@ -20,15 +20,14 @@ class _Dumper(yaml.SafeDumper):
 def dump(config: Config) -> str:
     """The config as YAML, defaults filled in.
 
-    Where a swept setting decides what the defaults of its section are (another optimizer, or
-    `steps` for `epochs`), the section shows only what was set explicitly.
+    A section of which the name is swept shows only what was set explicitly: each of the variants
+    has other defaults.
     """
     values = config.resolved()
-    for section, _, name in (key.partition(".") for key in config.sweep):
-        part = getattr(config, section)
-        field = type(part).model_fields.get(name)
-        if field and (name == "name" or field.default is None):
-            values[section] = part.model_dump(mode="json", exclude_none=True, exclude_unset=True)
+    explicit = config.model_dump(mode="json", exclude_none=True, exclude_unset=True)
+    for section in SECTIONS:
+        if f"{section}.name" in config.sweep:
+            values[section] = explicit.get(section, {})
     values = {key: value for key, value in values.items() if value != {}}
     return yaml.dump(
         values,

@@ -20,10 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from mnist_cli import config as configs
-from mnist_cli.config.document import printable
 from mnist_cli.data import durable
 from mnist_cli.data.dataset import form
-from mnist_cli.errors import CheckpointError, UsageError, in_words
+from mnist_cli.errors import CheckpointError, UsageError, in_words, printable
 from mnist_cli.models.modules import build
 
 FORMAT = "mnist-checkpoint"
@@ -82,7 +81,7 @@ def load(path: Path) -> Checkpoint:
     try:
         content = read_archive(read_file(path))
     except ValueError as error:
-        why = printable(str(error))[:300]
+        why = printable(str(error), keep="")[:300]
         raise CheckpointError(f"{path}: not a checkpoint that can be read: {why}", HINT) from error
     if not isinstance(content, dict) or content.get("format", "") != FORMAT:
         raise CheckpointError(
@@ -91,7 +90,7 @@ def load(path: Path) -> Checkpoint:
         )
     if wrong := _misfit(content):
         hint = "take another checkpoint, train again, or: pip install --upgrade mnist-cli"
-        raise CheckpointError(f"{path}: {printable(wrong)[:300]}", hint)
+        raise CheckpointError(f"{path}: {printable(wrong, keep='')[:300]}", hint)
     return Checkpoint(**{key: content[key] for key in Checkpoint.__dataclass_fields__})
 
 

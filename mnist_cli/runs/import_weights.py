@@ -17,11 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from mnist_cli.config import Config
-from mnist_cli.config.document import printable
 from mnist_cli.data import pickles
 from mnist_cli.data.dataset import form
 from mnist_cli.engine.stack import PRECISIONS
-from mnist_cli.errors import CheckpointError, in_words
+from mnist_cli.errors import CheckpointError, in_words, printable
 from mnist_cli.models.modules import build
 from mnist_cli.runs import checkpoint as checkpoints
 from mnist_cli.runs import store
@@ -78,7 +77,7 @@ def read(path: Path) -> Weights:
                 content = checkpoints.read_archive(data)
         tensors = _tensors(content)
     except Exception as error:  # on a damaged file the libraries raise anything
-        why = printable(in_words(error))[:300]
+        why = printable(in_words(error), keep="")[:300]
         raise CheckpointError(f"{path} ({found}): {why}", HINT) from error
     return Weights(path, found, hashlib.sha256(data).hexdigest(), tensors)
 
@@ -175,7 +174,7 @@ def _wanted(model: nn.Module, weights: Weights) -> dict[str, tuple[str, tuple[in
 
 def _misfit(path: Path, why: str) -> CheckpointError:
     hint = "is it the config that the weights were trained with?"
-    return CheckpointError(f"{path}: {printable(why)[:300]}", hint)
+    return CheckpointError(f"{path}: {printable(why, keep='')[:300]}", hint)
 
 
 # ---------------------------------------------------------------------------------------- formats

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from mnist_cli.cli import run_command
-from mnist_cli.cli.screen import console, printable
+from mnist_cli.cli.screen import console
+from mnist_cli.errors import printable
 from mnist_cli.report.tables import table_of
 from mnist_cli.runs.store import RunDirectory
 from tests.cli.conftest import SMALL

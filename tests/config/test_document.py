@@ -85,9 +85,7 @@ def test_what_is_refused_is_shown_in_its_place(text: str, where: str, what: str)
     assert first.startswith(f"a.yaml:{where}: ")
     assert what in first
     number, column = map(int, where.split(":")[:2])
-    assert line.strip() == text.splitlines()[number - 1].strip().replace("\x1b", "�").replace(
-        "\udcff", "�"
-    )
+    assert line.strip() == text.splitlines()[number - 1].strip()
     assert caret.index("^") - 4 == column - 1
 
 

@@ -51,11 +51,10 @@ HOSTILE: dict[str, tuple[str | bytes, str]] = {
     "a tag's handle": ("%TAG ! tag:yaml.org,2002:python/\n---\na: !name:os.system\n", "tags"),
     "an alias of itself": ("model: &m [*m]\n", "anchors"),
     "laughs": (bomb(), "anchors"),
-    "deep lists": ("a: " + "[" * 10_000 + "]" * 10_000, "levels deep"),
-    "deep mappings": ("{a: " * 10_000 + "}" * 10_000, "levels deep"),
-    "deep blocks": ("\n".join(" " * n + "a:" for n in range(700)), "levels deep"),
+    "deep lists": ("a: " + "[" * 10_000 + "]" * 10_000, "deep"),
+    "deep mappings": ("{a: " * 10_000 + "}" * 10_000, "deep"),
+    "deep blocks": ("\n".join(" " * n + "a:" for n in range(700)), "deep"),
     "5 MB": ("# five megabytes\n" * 310_000, "300,000 bytes"),
-    "many values": (f"a: [{'1,' * 100_000}]", "12000 values"),
     "latin-1": ("name: café\n".encode("latin-1"), "0xe9"),
     "UTF-16": ("model: mlp\n".encode("utf-16"), "UTF-8"),
     "a long number": ("train: {seed: " + "9" * 100_000 + "}\n", "train.seed"),
@@ -120,9 +119,8 @@ def test_a_hostile_override_is_refused(mnist: Mnist, tmp_path: Path, override: s
 NAMES = [
     "..", ".", "../x", "../../x", "/x", "/tmp/x", "a/b", "a/../b", "a\\b", "..\\x", "C:\\x", "C:x",
     "~", "~root", ".hidden", "-x", "_x", "a.", "a ", " a", "a b", "a\tb", "a.b", "é", "1\u0663",
-    "CON", "con", "NUL", "nul", "Aux", "prn", "com1", "COM9", "LPT0", "nul.txt",
-    "x" * 65, "x" * 300, "a\x1b[2Jb", "a\nb", "a\n", "a\r", "a\0b", "a\x7f", "\u202eb", "", " ",
-    "$(touch ran)", "`touch ran`", "a;b", "*", "a\ud800",
+    "nul.txt", "x" * 65, "x" * 300, "a\x1b[2Jb", "a\nb", "a\n", "a\r", "a\0b", "a\x7f", "\u202eb",
+    "", " ", "$(touch ran)", "`touch ran`", "a;b", "*", "a\ud800",
 ]  # fmt: skip
 
 
@@ -189,7 +187,6 @@ def test_whatever_a_file_is_called_its_runs_have_a_name(file: str) -> None:
         ("$(touch ran).yaml", "touch-ran-"),
         ("...yaml", "config"),
         ("-rf.yaml", "rf"),
-        ("con.yaml", "config"),
         ("a\nb\x1b.yaml", "a-b-"),
     ],
 )
