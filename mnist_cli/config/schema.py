@@ -5,9 +5,12 @@ variants is chosen by its `name`; each variant lists its own settings, so a sett
 another variant is an error and not a value that nothing reads.
 """
 
+import ast
+import inspect
 from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
 from functools import cache
+from itertools import pairwise
 from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import (
@@ -34,6 +37,15 @@ TEXT_PATTERN = r"^[^\x00-\x1f\x7f-\x9f\u2028\u2029\ufffe\uffff]*$"
 DEVICE_PATTERN = r"^(auto|cpu|cuda(:\d{1,3})?)$"
 
 
+def _describe(json_schema: dict[str, Any], section: type[BaseModel]) -> None:
+    """Describes settings by the strings below them (pydantic's own way reads them at import)."""
+    for kind in section.__mro__[-3::-1]:  # without `object` and `BaseModel`
+        for node, below in pairwise(ast.walk(ast.parse(inspect.getsource(kind)))):
+            match node, below:
+                case ast.AnnAssign(target=ast.Name(name)), ast.Expr(ast.Constant(str(text))):
+                    json_schema["properties"][name]["description"] = inspect.cleandoc(text)
+
+
 class Section(BaseModel):
     """A part of a config: immutable, no unknown keys, no silent conversion, no NaN or infinity."""
 
@@ -43,7 +55,7 @@ class Section(BaseModel):
         strict=True,
         allow_inf_nan=False,
         defer_build=True,  # a command that only prints its help needs no schema
-        use_attribute_docstrings=True,
+        json_schema_extra=_describe,
     )
 
 
