@@ -1,6 +1,8 @@
 """Imports go one way: a folder imports only from folders below its own."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -65,3 +67,18 @@ def test_imports_go_one_way(path: Path) -> None:
 def test_the_order_names_every_folder() -> None:
     found = {path.relative_to(PACKAGE).with_suffix("").parts[0] for path in modules()}
     assert set(RANK) == found - {"__init__"}
+
+
+@pytest.mark.parametrize("argv", [["--help"], ["train", "--config", "bad.yaml"]], ids=" ".join)
+def test_help_and_errors_come_at_once(argv: list[str], tmp_path: Path) -> None:
+    """Each of these takes longer to import than all else that such a command does."""
+    (tmp_path / "bad.yaml").write_text("modle: mlp\n")
+    code = f"import sys, mnist_cli.cli; mnist_cli.cli.run_command({argv})"
+    slow = "torch", "torchvision", "numpy", "matplotlib", "rich"
+    code += f"; print('imported:', *set({slow}) & sys.modules.keys())"
+    environment = {"PYTHONPATH": str(PACKAGE.parent)}
+    ended = subprocess.run(
+        [sys.executable, "-c", code],
+        check=True, capture_output=True, text=True, cwd=tmp_path, env=environment,
+    )  # fmt: skip
+    assert ended.stdout.splitlines()[-1] == "imported:"

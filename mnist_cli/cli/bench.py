@@ -2,16 +2,17 @@
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from rich.console import RenderableType
 from typer import Option
 
 from mnist_cli.cli.options import Device, Json
 from mnist_cli.cli.screen import console, human_console, print_result
 from mnist_cli.errors import UsageError
-from mnist_cli.report import tables
 from mnist_cli.runs import interrupts
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
 
 BUSY = 0.3  # cores that other work may have before it is worth a note
 
@@ -62,7 +63,9 @@ def bench(
         human_console(as_json).print(f"drawn: {plot}")
 
 
-def _parts(results: Mapping[str, Any]) -> Iterator[RenderableType]:
+def _parts(results: Mapping[str, Any]) -> "Iterator[RenderableType]":
+    from mnist_cli.report import tables
+
     for work in results["works"]:
         yield "{experiment} {name}: {about}, batch {batch_size}, {optimizer}".format(**work)
         yield tables.table_of([_row(variant) for variant in work["variants"]])

@@ -13,7 +13,6 @@ from mnist_cli.cli import options as opt
 from mnist_cli.cli import screen
 from mnist_cli.config import Config, Flag
 from mnist_cli.errors import CheckpointError, UsageError
-from mnist_cli.report import tables
 from mnist_cli.runs import interrupts, store
 
 
@@ -29,6 +28,8 @@ def evaluate(
 
     It may be given as a run's name or folder; a file name that is not here is that of the newest.
     """
+    from mnist_cli.report import tables
+
     path = _find_checkpoint(checkpoint, store.runs_root(runs_dir), as_json)
 
     from mnist_cli.runs import checkpoint as checkpoints
@@ -59,6 +60,8 @@ def predict(
     They may be of any size, photographed, scanned or drawn, dark on light or light on dark. If one
     cannot be read the others are predicted all the same, and the exit code is 2.
     """
+    from mnist_cli.report import tables
+
     path = _find_checkpoint(checkpoint, store.runs_root(runs_dir), as_json)
 
     import numpy as np

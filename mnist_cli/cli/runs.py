@@ -9,7 +9,6 @@ from typer import Option
 from mnist_cli import config as configs
 from mnist_cli.cli.options import Json, RunArgument, RunsDir, SplitName
 from mnist_cli.cli.screen import console, print_json
-from mnist_cli.report import tables
 from mnist_cli.runs import interrupts, store
 
 app = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help="Look at the runs there are.")
@@ -18,6 +17,8 @@ app = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help="Look at the
 @app.command("list")
 def runs_list(runs_dir: RunsDir = None, as_json: Json = False) -> None:
     """Every run and sweep in the runs directory, newest last."""
+    from mnist_cli.report import tables
+
     root = store.runs_root(runs_dir)
     # The status first: a run that has ended by then has its summary.
     found = [(run, run.status(), run.meta(), run.summary()) for run in store.all_runs(root)]
@@ -36,6 +37,8 @@ def runs_list(runs_dir: RunsDir = None, as_json: Json = False) -> None:
 @app.command("show")
 def runs_show(run: RunArgument, runs_dir: RunsDir = None, as_json: Json = False) -> None:
     """One run or sweep: what it was asked, where it ran, and what was measured."""
+    from mnist_cli.report import tables
+
     folder = store.find(store.runs_root(runs_dir), run)
     if as_json:
         metrics = folder.metrics()

@@ -13,16 +13,16 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any, TextIO, cast
+from typing import TYPE_CHECKING, Any, TextIO, cast
 
 import typer
-from rich.console import Console, RenderableType
-from rich.table import Table
-from rich.text import Text
 
 from mnist_cli.config import ConfigError, Loaded
 from mnist_cli.errors import MnistError, UsageError, in_words, printable, remedy
 from mnist_cli.runs import store
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
 
 
 class Output:
@@ -91,29 +91,16 @@ def outputs() -> Iterator[None]:
             sys.stdout, sys.stderr = before
 
 
-class _Console(Console):
-    """A console that leaves lines and tables whole (a cut figure is a wrong one), and is safe."""
-
-    def render_str(self, text: str, **options: Any) -> Text:
-        return super().render_str(printable(text), **options)
-
-    def print(self, *objects: Any, **options: Any) -> None:
-        width = self.width
-        if any(isinstance(each, Table) for each in objects):
-            self.width = max(width, 1000)  # as a bound: a table takes what it needs
-        lines = all(isinstance(each, str) for each in objects)
-        super().print(*objects, **{"soft_wrap": lines, **options})
-        self.width = width
-
-
-def console(stderr: bool = False) -> Console:
+def console(stderr: bool = False) -> "Console":
     """A console on the streams as they are now; what it prints is never read as markup."""
+    from mnist_cli.cli.terminal import Terminal
+
     stream = sys.stderr if stderr else sys.stdout
     file = stream.unescaped() if isinstance(stream, Output) else stream
-    return _Console(file=file, highlight=False, markup=False, emoji=False)
+    return Terminal(file=file, highlight=False, markup=False, emoji=False)
 
 
-def human_console(as_json: bool) -> Console:
+def human_console(as_json: bool) -> "Console":
     """Where results for people go: stdout, unless programs read there."""
     return console(stderr=as_json)
 
@@ -123,7 +110,7 @@ def print_json(value: Any) -> None:
     print(json.dumps(store.finite(value), indent=2))
 
 
-def print_result(as_json: bool, document: Any, *parts: RenderableType) -> None:
+def print_result(as_json: bool, document: Any, *parts: "RenderableType") -> None:
     """What a command came to: its parts for people, and with `--json` the document for programs."""
     human = human_console(as_json)
     for part in parts:

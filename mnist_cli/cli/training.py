@@ -7,7 +7,6 @@ from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from rich.console import RenderableType
 from typer import Argument, Option
 
 from mnist_cli import config as configs
@@ -15,12 +14,13 @@ from mnist_cli.cli import options as opt
 from mnist_cli.cli import screen
 from mnist_cli.config import Config, Flag
 from mnist_cli.errors import MnistError, RunError, SweepError, UsageError, in_words, remedy
-from mnist_cli.report import tables
 from mnist_cli.runs import interrupts, store
 from mnist_cli.runs.interrupts import Terminated
 from mnist_cli.sweeps.expand import Trial, expand, group, separators
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
+
     from mnist_cli.runs.datasets import Datasets
     from mnist_cli.runs.run import Run
     from mnist_cli.sweeps.jobs import Event
@@ -186,6 +186,7 @@ def _start_sweep(
 
 def _train_run(run: "Run", datasets: "Datasets", as_json: bool) -> None:
     """Trains a run and shows what came of it."""
+    from mnist_cli.report import tables
     from mnist_cli.runs.run import summary
     from mnist_cli.sweeps.driver import drive
     from mnist_cli.sweeps.executors import InProcess
@@ -214,6 +215,7 @@ def _train_run(run: "Run", datasets: "Datasets", as_json: bool) -> None:
 
 def _train_sweep(sweep: "Sweep", plan: "Plan", datasets: "Datasets", as_json: bool) -> None:
     """Trains a sweep and shows what came of it."""
+    from mnist_cli.report import tables
     from mnist_cli.sweeps import sweep as sweeps
     from mnist_cli.sweeps.executors import Executor, InProcess, LocalProcesses
 
@@ -271,11 +273,11 @@ def _show_outcome(
     trained: "Run | Sweep",
     runs: Sequence["Run"],
     summary: Mapping[str, Any],
-    parts: Sequence[RenderableType],
+    parts: "Sequence[RenderableType]",
     as_json: bool,
 ) -> None:
     """What came of a run or a sweep, beside what was published, in numbers and in pictures."""
-    from mnist_cli.report import plots
+    from mnist_cli.report import plots, tables
 
     if reference := trained.config.reference:
         measured = [(dict(run.config.settings()), run.figures) for run in runs]
@@ -294,6 +296,8 @@ def _show_outcome(
 
 def _show_plan(trials: Sequence[Trial], as_json: bool) -> None:
     """The runs of a sweep and which of them train together; nothing is run."""
+    from mnist_cli.report import tables
+
     stacks = group(trials)
     keys = separators(stacks)
     counts = f"{tables.counted(len(trials), 'run')} in {tables.counted(len(stacks), 'stack')}"

@@ -2,8 +2,6 @@
 
 import os
 import re
-import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from itertools import product
@@ -476,13 +474,3 @@ def test_a_config_is_validated_once(monkeypatch: pytest.MonkeyPatch) -> None:
     load("mlp", ["optimizer.lr=1e-2"], axes=[Flag("--seeds", "train.seed", "3")])
     whole = [values for values in validated if "reference" in values]
     assert len(whole) == 1
-
-
-def test_no_heavy_package_is_imported() -> None:
-    heavy = "torch", "torchvision", "numpy", "matplotlib", "rich", "typer"
-    code = f"import sys, mnist_cli.config; print(*set({heavy}) & sys.modules.keys())"
-    root = Path(__file__).parents[2]
-    result = subprocess.run(
-        [sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=root
-    )
-    assert result.stdout.strip() == ""
