@@ -41,7 +41,6 @@ class DatasetSpec:
         title: its usual name.
         classes: the name of each label.
         torchvision: the class of `torchvision.datasets` that says where to download it.
-        megabytes: about how much that download is, in MB.
         files: the files it is made from and the pinned sum of each, a SHA-256 or (what is published
             for some) an MD5 sum, told apart by their length. Either those of `IDX_FILES`, or
             CIFAR-10's batches, the last of which holds the test images. A sum is of the file of
@@ -60,7 +59,6 @@ class DatasetSpec:
     title: str
     classes: tuple[str, ...]
     torchvision: str
-    megabytes: int
     files: dict[str, str]
     archive: str | None = None
     wheel: Wheel | None = None
@@ -86,7 +84,6 @@ _MNIST = DatasetSpec(
     title="MNIST",
     classes=tuple("0123456789"),
     torchvision="MNIST",
-    megabytes=12,
     files=_idx(
         "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
         "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
@@ -109,7 +106,6 @@ _FASHION_MNIST = DatasetSpec(
         *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
     ),
     torchvision="FashionMNIST",
-    megabytes=31,
     files=_idx(
         "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
         "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
@@ -124,7 +120,6 @@ _KMNIST = DatasetSpec(
     title="KMNIST",
     classes=("o", "ki", "su", "tsu", "na", "ha", "ma", "ya", "re", "wo"),
     torchvision="KMNIST",
-    megabytes=21,
     files=_idx(
         "bdb82020997e1d708af4cf47b453dcf7",
         "e144d726b3acfaa3e44228e80efcd344",
@@ -144,7 +139,6 @@ _CIFAR10 = DatasetSpec(
     ),
     train=50_000,
     torchvision="CIFAR10",
-    megabytes=171,
     files={
         "data_batch_1": "c99cafc152244af753f735de768cd75f",
         "data_batch_2": "d4bba439e000b95fd0a9bffe97cbabec",

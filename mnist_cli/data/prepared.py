@@ -6,7 +6,6 @@ kept in a file beside it.
 """
 
 import os
-import sys
 from contextlib import AbstractContextManager
 from math import prod
 from pathlib import Path
@@ -23,16 +22,9 @@ from mnist_cli.errors import DataError
 
 
 def data_dir() -> Path:
-    """Where data lies: `$MNIST_DATA_DIR`, or `mnist` in the user's cache directory."""
-    if chosen := os.environ.get("MNIST_DATA_DIR"):
-        return Path(chosen).expanduser()
-    if sys.platform == "win32":
-        cache = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
-    elif sys.platform == "darwin":
-        cache = Path.home() / "Library" / "Caches"
-    else:
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return cache / "mnist"
+    """Where data lies: `$MNIST_DATA_DIR`, or `mnist` in the user's cache directory (as torch's)."""
+    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(os.environ.get("MNIST_DATA_DIR") or f"{cache}/mnist").expanduser()
 
 
 def find(name: str) -> Path | None:

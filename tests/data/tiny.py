@@ -47,7 +47,6 @@ TINY = DatasetSpec(
     title="Tiny",
     classes=("a", "b"),
     torchvision="TINY",
-    megabytes=1,
     files={},
     shape=(1, 4, 5),
     train=12,
