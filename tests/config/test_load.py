@@ -4,7 +4,6 @@ import os
 import re
 import time
 from collections.abc import Sequence
-from itertools import product
 from pathlib import Path
 
 import pytest
@@ -36,30 +35,20 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-def loaded(
-    text: str = "",
-    overrides: Sequence[str] = (),
-    flags: Sequence[Flag] = (),
-    grid: Sequence[str] = (),
-) -> Loaded:
+Words = Sequence[str]
+Flags = Sequence[Flag]
+
+
+def loaded(text: str = "", words: Words = (), flags: Flags = (), grid: Words = ()) -> Loaded:
     Path("a.yaml").write_text(text, encoding="utf-8")
-    return load("a.yaml", overrides, flags, [Flag("--grid", None, axis) for axis in grid])
+    return load("a.yaml", words, flags, [Flag("--grid", None, axis) for axis in grid])
 
 
-def refused(
-    text: str = "",
-    overrides: Sequence[str] = (),
-    flags: Sequence[Flag] = (),
-    grid: Sequence[str] = (),
-) -> list[str]:
+def refused(text: str = "", words: Words = (), flags: Flags = (), grid: Words = ()) -> list[str]:
     """What a user is shown, without the lines that show the place."""
     with pytest.raises(ConfigError) as caught:
-        loaded(text, overrides, flags, grid)
+        loaded(text, words, flags, grid)
     return re.findall("^(?! {4}).+", str(caught.value), re.MULTILINE)
-
-
-def starts(messages: list[str], expected: list[str]) -> bool:
-    return [line[: len(start)] for line, start in zip(messages, expected, strict=True)] == expected
 
 
 # ------------------------------------------------------------------------------------ files
@@ -91,23 +80,22 @@ def test_every_mistake_is_told_at_once_in_the_order_of_the_file() -> None:
         "lr: 1e-3\n"
         "sweep: {optimizer.eps: [1, -1], train.sed: [1], optimizer.lr: [2, -2]}\n"
     )
-    assert starts(
-        refused(text),
-        [
-            "a.yaml:1:8: data.batchsize: unknown setting; did you mean 'data.batch_size'?",
-            "a.yaml:1:35: data.batch_size: must be greater than or equal to 1, got 0",
-            "a.yaml:1:44: data.name: must be one of 'mnist', 'fashion_mnist', 'kmnist'",
-            "a.yaml:4:7: optimizer.lr: must be greater than 0, got -0.1",
-            "a.yaml:5:3: optimizer.momentum: not a setting of adam, but of sgd, rmsprop",
-            "a.yaml:6:3: optimizer: duplicate key 'lr'",
-            "a.yaml:7:8: model.name: must be one of 'logistic', 'mlp', 'cnn'",
-            "a.yaml:8:1: scheduler.step_size: is missing",
-            "a.yaml:9:1: lr: unknown setting; did you mean 'optimizer.lr'?",
-            "a.yaml:10:28: sweep.optimizer.eps[1]: must be greater than or equal to 0, got -1",
-            "a.yaml:10:33: sweep.train.sed: is no setting; did you mean",
-            "a.yaml:10:67: sweep.optimizer.lr[1]: must be greater than 0, got -2",
-        ],
-    )
+    expected = [
+        "a.yaml:1:8: data.batchsize: unknown setting; did you mean 'data.batch_size'?",
+        "a.yaml:1:35: data.batch_size: must be greater than or equal to 1, got 0",
+        "a.yaml:1:44: data.name: must be one of 'mnist', 'fashion_mnist', 'kmnist'",
+        "a.yaml:4:7: optimizer.lr: must be greater than 0, got -0.1",
+        "a.yaml:5:3: optimizer.momentum: not a setting of adam, but of sgd, rmsprop",
+        "a.yaml:6:3: optimizer: duplicate key 'lr'",
+        "a.yaml:7:8: model.name: must be one of 'logistic', 'mlp', 'cnn'",
+        "a.yaml:8:1: scheduler.step_size: is missing",
+        "a.yaml:9:1: lr: unknown setting; did you mean 'optimizer.lr'?",
+        "a.yaml:10:28: sweep.optimizer.eps[1]: must be greater than or equal to 0, got -1",
+        "a.yaml:10:33: sweep.train.sed: is no setting; did you mean",
+        "a.yaml:10:67: sweep.optimizer.lr[1]: must be greater than 0, got -2",
+    ]
+    for message, beginning in zip(refused(text), expected, strict=True):
+        assert message.startswith(beginning)
 
 
 @pytest.mark.parametrize(
@@ -161,19 +149,20 @@ def test_a_config_in_plain_values_is_trusted_no_more_than_a_file() -> None:
 
 keys = [*SECTIONS, "sweep", "reference", "name", "lr", "optimizer.lr", "runs", "when", "figures"]
 words = ["mlp", "adam", "-", "-1", "1e-3", "null", "[", "]", "{", "}", ",", "'a'", "val/acc: 1"]
-pieces = st.sampled_from([*(f"{key}:" for key in keys), *words])
+pieces = st.sampled_from([*(f"{key}:" for key in keys), *words, " ", "\n", "\n  "])
+
+
+yaml_like = st.text(st.sampled_from(list("ab:,-?[]{}#&*!|>'\"%@`~<=. \n\t\r\\0x1e")), max_size=40)
 
 
 @settings(deadline=None)
-@given(st.lists(st.tuples(pieces, st.sampled_from([" ", "\n", "\n  "]))))
-def test_no_text_makes_it_crash(text: list[tuple[str, str]]) -> None:
+@given(st.text() | yaml_like | st.lists(pieces).map("".join))
+def test_no_text_makes_it_crash(text: str) -> None:
     try:
-        load_text("".join(piece + space for piece, space in text), "x")
+        load_text(text, "x")
     except ConfigError as error:
         assert error.problems  # noqa: PT017
-
-
-# ------------------------------------------------------------------------------ hostile files
+        assert all(str(problem).startswith("x:") for problem in error.problems)  # noqa: PT017
 
 
 def test_a_byte_order_mark_and_windows_line_ends_do_not_matter() -> None:
@@ -216,9 +205,6 @@ def test_an_unknown_config_is_told_with_where_it_was_looked_for(tmp_path: Path) 
     assert str(tmp_path / "mpl") in str(caught.value)
     assert "did you mean 'mlp'?" in str(caught.value)
     assert all(name in str(caught.value.hint) for name in presets())
-    for name in ("a\0b", "x" * 5_000, "no/such/folder"):
-        with pytest.raises(UsageError, match="no config"):
-            load(name)
 
 
 def test_every_preset_is_valid_and_described() -> None:
@@ -281,6 +267,8 @@ def test_mistakes_on_the_command_line_name_the_argument() -> None:
         ("model.depth=\x80", "model.depth: the character U+0080"),
         ("optimizer.lr=&a 1", "optimizer.lr: anchors"),
         ("sweep.optimizer.lr=[1, -1]", "sweep.optimizer.lr[1]: must be greater than 0"),
+        ("model=!!python/name:os.system", "model: tags"),
+        ("model=[[[[[[[[[[", "model: while parsing a flow"),
     ],
 )
 def test_a_bad_override_is_told(override: str, error: str) -> None:
@@ -431,17 +419,6 @@ def test_settings_are_replaced_and_checked_again() -> None:
     for key, value, what in (("lr", -1, "must be greater than 0, got -1"), ("x", 1, "unknown")):
         with pytest.raises(ConfigError, match=f"^optimizer.{key}: {what}"):
             with_settings(config, {f"optimizer.{key}": value})
-
-
-def test_a_thousand_trials_cost_next_to_nothing() -> None:
-    grid = product([0.1, 0.2], range(10), range(1, 6), range(10))
-    started = time.process_time()
-    for lr, seed, depth, other in grid:
-        with_settings(
-            Config(),
-            {"optimizer.lr": lr, "train.seed": seed, "model.depth": depth, "data.seed": other},
-        )
-    assert time.process_time() - started < 0.5
 
 
 def test_a_new_setting_takes_the_place_of_another_word_for_it() -> None:
