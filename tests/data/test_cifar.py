@@ -57,12 +57,3 @@ def test_from_an_archive_to_a_measured_run(mnist: Mnist, archive: Path, tmp_path
     assert (tested["data"], tested["n"]) == ("cifar10", PER_BATCH)
     picture = mnist("data", "show", "data=cifar10", "-n", "3", "--out", str(tmp_path / "row.png"))
     assert picture.code == 0
-
-
-def test_the_other_optimizer_and_schedule_it_teaches(mnist: Mnist, archive: Path) -> None:
-    mnist("data", "fetch", "cifar10", "--from", str(archive))
-    optimizer = "{name: sgd, lr: 1e-2, momentum: 0.9, weight_decay: 5e-4, nesterov: true}"
-    scheduler = "{name: multistep, milestones: [30, 80], gamma: 0.1}"
-    changes = (f"optimizer={optimizer}", f"scheduler={scheduler}", "train.epochs=2")
-    ended = mnist("train", "-c", "cifar10_mlp", *changes, "--json")
-    assert (ended.code, ended.json["status"]) == (0, "finished")

@@ -101,8 +101,6 @@ def test_every_kind_of_picture(kind: str, expected: Bytes, tmp_path: Path) -> No
 @pytest.mark.parametrize("suffix", ["jpg", "gif", "bmp", "tiff", "webp", "pgm"])
 def test_every_format(suffix: str, expected: Bytes, tmp_path: Path) -> None:
     assert close(prepared(seven(), tmp_path / f"it.{suffix}"), expected)
-    Path(tmp_path / f"it.{suffix}").rename(tmp_path / "it")  # the name says nothing
-    assert close(pictures.prepare(tmp_path / "it", *MNIST), expected)
 
 
 def test_a_picture_taken_sideways(expected: Bytes, tmp_path: Path) -> None:
@@ -164,29 +162,22 @@ def test_blank_pictures(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "gif", "bmp", "tiff", "webp", "pgm"])
-def test_files_cut_short(suffix: str, tmp_path: Path) -> None:
+def test_damaged_files(suffix: str, tmp_path: Path) -> None:
+    """Cut short, a file is refused; with other bytes it ends in a sentence or in an image."""
     path = tmp_path / f"it.{suffix}"
-    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64), np.uint8))
-    picture.save(path)
+    random = np.random.default_rng(0)
+    Image.fromarray(random.integers(0, 256, (64, 64), np.uint8)).save(path)
     whole = path.read_bytes()
     for part in (0.1, 0.5, 0.9):
         path.write_bytes(whole[: int(len(whole) * part)])
         assert "cannot be read as a picture" in refused(path)
-
-
-def test_bytes_that_are_damaged_end_in_a_sentence_or_an_image(tmp_path: Path) -> None:
-    random = np.random.default_rng(0)
-    for suffix in ("png", "jpg", "gif", "tiff", "webp"):
-        seven((240, 260)).save(tmp_path / f"whole.{suffix}")
-        whole = bytearray((tmp_path / f"whole.{suffix}").read_bytes())
-        for _ in range(20):
-            broken = whole.copy()
-            for place in random.integers(0, len(whole), 5):
-                broken[place] = random.integers(256)
-            path = tmp_path / f"it.{suffix}"
-            path.write_bytes(broken)
-            with contextlib.suppress(UsageError):
-                pictures.prepare(path, *MNIST)
+    for _ in range(20):
+        broken = bytearray(whole)
+        for place in random.integers(0, len(whole), 5):
+            broken[place] = random.integers(256)
+        path.write_bytes(broken)
+        with contextlib.suppress(UsageError):
+            pictures.prepare(path, *MNIST)
 
 
 def test_what_is_not_a_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

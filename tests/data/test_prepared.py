@@ -9,12 +9,10 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from mnist_cli.data import prepared
 from mnist_cli.data.catalog import DATASETS, FIELDS, DatasetSpec
-from mnist_cli.data.formats import Arrays
 from mnist_cli.errors import DataError
 from tests.conftest import Mnist
 from tests.data.tiny import ARRAYS, BY_CONTENT, BY_PACKED, PACKED, flipped, no_report, write
@@ -67,16 +65,7 @@ def test_fetch_from_a_folder(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("spec", [BY_CONTENT, BY_PACKED], ids=["pinned", "recorded"])
-@pytest.mark.parametrize(
-    "damage",
-    [
-        lambda data: flipped(data, -1),
-        lambda data: data[:-1],
-        lambda data: data + b"\0",
-        lambda data: bytes(len(data)),
-    ],
-    ids=["label", "short", "long", "zeros"],
-)
+@pytest.mark.parametrize("damage", [flipped, lambda data: data[:-1], lambda data: data + b"\0"])
 def test_a_damaged_file_exits_4_and_its_hint_mends_it(
     spec: DatasetSpec, damage: Callable[[bytes], bytes], mnist: Mnist, data_dir: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -92,8 +81,6 @@ def test_a_damaged_file_exits_4_and_its_hint_mends_it(
         error, hint = ended.err.splitlines()
         assert error.startswith(f"error: {path} is damaged")
         assert "`mnist data fetch tiny --force`" in hint
-    with pytest.raises(DataError, match="is damaged"):
-        prepared.prepare("tiny", report=no_report)
     assert mnist("data", "fetch", "tiny", "--force").code == 0
     assert path.read_bytes() == CONTENT
 
@@ -114,24 +101,15 @@ def test_only_published_sums_verify(
     assert "as it was when it was fetched" in ended.out
 
 
-def test_a_file_that_carries_its_own_sum(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Former versions wrote one: true content is read, other content with its own sum is not."""
+def test_what_a_former_version_wrote_is_read(data_dir: Path) -> None:
+    """It began with a line that names a sum, which is not what the content is held against."""
     path = data_dir / "tiny.prepared"
-    zeros = Arrays(*(np.zeros_like(getattr(ARRAYS, field)) for field in FIELDS))
-    for spec in (BY_CONTENT, BY_PACKED):
-        monkeypatch.setitem(DATASETS, "tiny", spec)
-        header = f"mnist-cli prepared 1 tiny {zeros.sha256}\n".encode()
-        path.write_bytes(header + bytes(len(CONTENT)))
-        with pytest.raises(DataError, match=r"is damaged|is not in"):
-            prepared.verify("tiny")
     header = f"mnist-cli prepared 1 tiny {ARRAYS.sha256}\n".encode()
     path.write_bytes(header + CONTENT)
-    write(data_dir, PACKED)  # without a record, it is prepared again in silence
     assert prepared.prepare("tiny", report=no_report).sha256 == ARRAYS.sha256
-    assert path.read_bytes() == CONTENT
-    path.write_bytes(header + CONTENT)
-    monkeypatch.setitem(DATASETS, "tiny", BY_CONTENT)
-    assert prepared.prepare("tiny", report=no_report).sha256 == ARRAYS.sha256
+    path.write_bytes(header + bytes(len(CONTENT)))
+    with pytest.raises(DataError, match="is damaged"):
+        prepared.verify("tiny")
 
 
 def test_what_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,13 +121,6 @@ def test_what_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     with pytest.raises(DataError, match="cannot be written to") as caught:
         prepared.prepare("tiny", report=no_report)
     assert "MNIST_DATA_DIR" in str(caught.value.hint)
-
-
-def test_the_lock_is_not_made_where_a_link_leads(tmp_path: Path, data_dir: Path) -> None:
-    (data_dir / ".tiny.lock").symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(DataError, match="cannot be written to"):
-        prepared.prepare("tiny", report=no_report)
-    assert not (tmp_path / "elsewhere").exists()
 
 
 # ------------------------------------------------------------------------- several processes
