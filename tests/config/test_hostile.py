@@ -84,18 +84,8 @@ def test_a_name_that_is_none_is_refused() -> None:
     for name in NAMES:
         with pytest.raises(ConfigError, match="--name"):
             configs.load("mlp", flags=[Flag("--name", "name", name)])
-
-
-@settings(deadline=None)
-@given(name=names)
-def test_whatever_is_typed_for_a_name_becomes_itself_or_an_error(name: str) -> None:
-    try:
-        loaded = configs.load("mlp", flags=[Flag("--name", "name", name)])
-    except ConfigError as error:
-        assert "--name" in error.message  # noqa: PT017
-    else:
-        assert loaded.config.name == name
-        assert store.NAME.fullmatch(f"{name}-imported")
+    longest = configs.load("mlp", flags=[Flag("--name", "name", "x" * 64)]).config.name
+    assert store.NAME.fullmatch(f"{longest}-imported")
 
 
 @settings(deadline=None)
