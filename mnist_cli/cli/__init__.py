@@ -71,7 +71,7 @@ def run_command(argv: Sequence[str]) -> int:
         The exit code.
     """
     debug = "--debug" in argv
-    with outputs():
+    with outputs(), interrupts.restored():
         try:
             code = app(
                 [argument for argument in argv if argument != "--debug"],

@@ -1,14 +1,12 @@
 """`mnist bench`."""
 
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Option
 
 from mnist_cli.cli.options import Device, Json
-from mnist_cli.cli.screen import console, human_console, print_result
-from mnist_cli.errors import UsageError
+from mnist_cli.cli.screen import console, print_result
 from mnist_cli.runs import interrupts
 
 if TYPE_CHECKING:
@@ -26,10 +24,6 @@ def bench(
         int, Option("--rounds", metavar="N", min=1, help="How often all is measured.")
     ] = 5,
     device: Device = None,
-    plot: Annotated[
-        Path | None,
-        Option("--plot", metavar="FILE", help="Draw the costs into this PNG [not drawn]."),
-    ] = None,
     quick: Annotated[
         bool, Option("--quick", help="One short round, to see that it works.")
     ] = False,
@@ -41,13 +35,9 @@ def bench(
     matrix products and the optimizer's arithmetic of the same step, and nothing else. On generated
     images, so no data is needed.
     """
-    if plot and (plot.is_dir() or not plot.absolute().parent.is_dir()):
-        raise UsageError(f"--plot: {plot} cannot be written", "give a file in a folder that exists")
-
     from rich.progress import Progress
 
     from mnist_cli.engine.device import resolve_device
-    from mnist_cli.report import plots
     from mnist_cli.sweeps import bench as benches
 
     cases = benches.select_cases(only)
@@ -58,9 +48,6 @@ def bench(
     with Progress(console=errors, transient=True, auto_refresh=False, disable=quiet) as bar:
         results = benches.bench(cases, where, bar.track, 1 if quick else rounds, quick=quick)
     print_result(as_json, results, *_parts(results))
-    if plot:
-        plots.costs(plot, results)
-        human_console(as_json).print(f"drawn: {plot}")
 
 
 def _parts(results: Mapping[str, Any]) -> "Iterator[RenderableType]":

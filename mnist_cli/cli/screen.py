@@ -20,6 +20,7 @@ import typer
 from mnist_cli.config import ConfigError, Loaded
 from mnist_cli.errors import MnistError, UsageError, in_words, printable, remedy
 from mnist_cli.runs import store
+from mnist_cli.runs.documents import finite
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -107,7 +108,7 @@ def human_console(as_json: bool) -> "Console":
 
 def print_json(value: Any) -> None:
     """The one document of `--json`, with null for what JSON cannot say."""
-    print(json.dumps(store.finite(value), indent=2))
+    print(json.dumps(finite(value), indent=2))
 
 
 def print_result(as_json: bool, document: Any, *parts: "RenderableType") -> None:

@@ -4,6 +4,7 @@ import shlex
 import sys
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -137,18 +138,18 @@ def resume(
         )
     datasets, note = _datasets(), screen.console(stderr=True).print
     with _held(lambda: folder):
-        from mnist_cli.runs import run as runs
+        from mnist_cli.runs import resume as resuming
         from mnist_cli.sweeps import sweep as sweeps
 
         if folder.is_sweep:
             sweep = sweeps.reopen(folder, epochs, note)
             if sweep.status != "finished":
-                plan = sweeps.restore_partition(sweep, datasets, workers)
+                plan = sweeps.partition(sweep, datasets, workers)
                 _train_sweep(sweep, plan, datasets, as_json)
                 return
             ended, summary = f"is finished: {len(sweep.runs)} runs", folder.summary()
         else:
-            one = runs.reopen(folder, epochs, note)
+            one = resuming.reopen(folder, epochs, note)
             if one.status == "waiting":
                 _train_run(one, datasets, as_json)
                 return
@@ -189,7 +190,7 @@ def _train_run(run: "Run", datasets: "Datasets", as_json: bool) -> None:
     from mnist_cli.report import tables
     from mnist_cli.runs.run import summary
     from mnist_cli.sweeps.driver import drive
-    from mnist_cli.sweeps.executors import InProcess
+    from mnist_cli.sweeps.executors import in_process
     from mnist_cli.sweeps.plan import StackPlan, plan
 
     begins = f" goes on from epoch {len(run.records) + 1}" if run.records else ""
@@ -198,7 +199,9 @@ def _train_run(run: "Run", datasets: "Datasets", as_json: bool) -> None:
     stacks = plan([[0]], [run.config], [datasets.get(run.config)]).stacks
     if threads := run.meta.get("threads"):  # as many as before, which decide its bits
         stacks = (StackPlan((0,), threads),)
-    failures = _watch(drive([run], stacks, InProcess(datasets)), [run], {}, datasets)
+    failures = _watch(
+        drive([run], stacks, partial(in_process, datasets=datasets)), [run], {}, datasets
+    )
     if failures:
         raise _failure(run.folder, failures[0]) from failures[0]
     parts = []
@@ -217,13 +220,13 @@ def _train_sweep(sweep: "Sweep", plan: "Plan", datasets: "Datasets", as_json: bo
     """Trains a sweep and shows what came of it."""
     from mnist_cli.report import tables
     from mnist_cli.sweeps import sweep as sweeps
-    from mnist_cli.sweeps.executors import Executor, InProcess, LocalProcesses
+    from mnist_cli.sweeps.executors import Executor, in_process, local_processes
 
     stacks = tables.counted(len(plan.stacks), "stack")
-    executor: Executor = InProcess(datasets)
+    executor: Executor = partial(in_process, datasets=datasets)
     if plan.workers > 1:
         stacks += f" in {plan.workers} processes"
-        executor = LocalProcesses(datasets, plan.workers)
+        executor = partial(local_processes, datasets=datasets, processes=plan.workers)
     screen.human_console(as_json).print(
         f"{sweep.folder.name}: {tables.counted(len(sweep.runs), 'run')} in {stacks}: "
         f"{tables.experiment(sweep.config)}"

@@ -19,7 +19,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from mnist_cli import config as configs
 from mnist_cli.data import durable
 from mnist_cli.report.tables import axis_name, experiment, format_value, percent, settings
 from mnist_cli.runs.store import RunDirectory
@@ -54,7 +53,7 @@ def draw(folder: RunDirectory) -> list[Path]:
         UsageError: its config cannot be read.
         OSError: a picture cannot be written.
     """
-    config = configs.load_text(folder.config_text(), str(folder.config_path))
+    config = folder.config()
     title, summary = f"{folder.name}\n{experiment(config)}", folder.summary()
     folder.plots.mkdir(exist_ok=True)
     drawn = [folder.plots / "curves.png"]
@@ -207,43 +206,6 @@ def _accuracy_against(
     _label(cell, axis_name(axis), "accuracy" if alone else "validation accuracy")
     if len(lines) <= MANY:
         cell.legend()
-
-
-def costs(path: Path, measured: Mapping[str, Any]) -> None:
-    """What a step costs each run, against how many train together.
-
-    Args:
-        path: the PNG.
-        measured: what `bench.bench` returns.
-
-    Raises:
-        OSError: it cannot be written.
-    """
-    machine, works = measured["machine"], measured["works"]
-    title = f"{machine['cpu']}, {machine['cores']} cores, {machine['device']}"
-    title += f", torch {machine['torch']}\nmedians and quartiles of {measured['rounds']} rounds"
-    size = (2.9 * len(works) if len(works) > 1 else 6.4, 4.0)
-    with _figure(path, title, columns=len(works), size=size, sharey=True) as cells:
-        for cell, work in zip(cells, works, strict=True):
-            tutorial, *stacks = [v for v in work["variants"] if v["precision"] == "fp32"]
-            counts = [stack["runs"] for stack in stacks]
-            for label, colour, times in (
-                # The tutorial trains one run at a time, however many there are.
-                ("the tutorials' loop", BEST, [tutorial["run_us"]] * len(stacks)),
-                ("mnist", VAL, [stack["run_us"] for stack in stacks]),
-                ("the limit", TRAIN, [stack["limit_us"] for stack in stacks]),
-            ):
-                low, median, high = ([t[name] for t in times] for name in ("low", "median", "high"))
-                cell.plot(counts, median, marker="o", color=colour, label=label)
-                cell.fill_between(counts, low, high, color=colour, alpha=0.18, lw=0)
-            cell.set_xscale("log", base=2)
-            cell.set_xticks(counts, [str(count) for count in counts])
-            cell.set_xlabel("runs together")
-            about = f"{work['experiment']}, batch {work['batch_size']}\n{work['about']}"
-            cell.set_title(about, fontsize=9)
-        cells[0].set(ylabel="µs per run and step", yscale="log")
-        cells[0].yaxis.set_major_formatter("{x:,.0f}")
-        cells[0].legend(fontsize=8)
 
 
 @contextmanager

@@ -15,7 +15,6 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from mnist_cli import config as configs
 from mnist_cli.config import Config, MlpModel, Reference
 from mnist_cli.runs.store import RunDirectory
 from mnist_cli.sweeps import stats
@@ -383,7 +382,7 @@ def run_page(run: RunDirectory, status: str) -> Iterator[RenderableType]:
     }
     yield "\n".join(f"{key:<9}{item}" for key, item in facts.items() if item)
     if summary.get("trials"):
-        select = configs.load_text(run.config_text(), str(run.config_path)).train.select
+        select = run.config().train.select
         yield from ranking(summary, select)
     best, records = summary.get("best") or {}, run.metrics()
     for record in records:

@@ -7,12 +7,15 @@ its names, types and shapes were compared with the model of its config.
 """
 
 import io
+import json
 import re
 import shlex
 import stat
 import warnings
 import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -28,7 +31,7 @@ from mnist_cli.models.modules import build
 FORMAT = "mnist-checkpoint"
 SCHEMA = 2  # 1 had a digest of its own, and every epoch's record in `resume`
 MAX_BYTES = 2 << 30
-MAX_VALUES = 100_000  # of a config
+MAX_TOKENS = 100_000  # of a config, in JSON
 HINT = "give the best.pt or last.pt of a run; `mnist runs list` shows the runs"
 
 Values = dict[str, Any]  # plain values and tensors
@@ -55,20 +58,15 @@ class Checkpoint:
     resume: Values = field(default_factory=dict)
 
 
-def dumps(checkpoint: Checkpoint) -> bytes:
-    """A checkpoint as the content of a file."""
-    buffer = io.BytesIO()
-    torch.save({"format": FORMAT, "schema": SCHEMA, **vars(checkpoint)}, buffer)
-    return buffer.getvalue()
-
-
 def save(path: Path, checkpoint: Checkpoint) -> None:
     """Writes a checkpoint in place of the one at `path`, or of none.
 
     Raises:
         OSError: it could not be written; the old one is as it was.
     """
-    durable.replace(path, dumps(checkpoint))
+    buffer = io.BytesIO()
+    torch.save({"format": FORMAT, "schema": SCHEMA, **vars(checkpoint)}, buffer)
+    durable.replace(path, buffer.getvalue())
 
 
 def load(path: Path) -> Checkpoint:
@@ -100,7 +98,7 @@ def fit(model: nn.Module, checkpoint: Checkpoint) -> None:
     Raises:
         CheckpointError: they are not this module's, naming the first that differs.
     """
-    if wrong := _difference(model, checkpoint.model):
+    if wrong := difference(model.state_dict(), checkpoint.model):
         raise CheckpointError(f"checkpoint: {wrong}", "is it the checkpoint of another run?")
     model.to(next(iter(checkpoint.model.values())).dtype)
     model.load_state_dict(checkpoint.model)
@@ -172,18 +170,16 @@ def _misfit(content: Values) -> str | None:
         kind = int if key in ("schema", "epoch", "step") else dict
         if not isinstance(content.get(key), kind):
             return f"damaged: {key} is not what a checkpoint has there"
-    parts = [content["config"]]
-    for part in parts:  # a list can hold one list, or itself, any number of times
-        if isinstance(part, dict | list | tuple):
-            parts += part.values() if isinstance(part, dict) else part
-        if len(parts) > MAX_VALUES:
-            return f"its config has more than {MAX_VALUES:,} values"
     try:
+        # A list can hold one list, or itself, any number of times.
+        tokens = json.JSONEncoder().iterencode(content["config"])
+        if sum(1 for _ in islice(tokens, MAX_TOKENS)) == MAX_TOKENS:
+            return "its config is longer than any config"
         config = configs.load_saved(content["config"], "config")
         shape, classes = form(config.data)
         with torch.device("meta"):  # without memory, of which a config can ask for any amount
             model = build(config.model, shape, len(classes), config.train.seed)
-    except (UsageError, RuntimeError, TypeError) as error:
+    except (UsageError, RuntimeError, TypeError, ValueError) as error:
         return f"its config cannot be used: {in_words(error)}"
     precision = config.train.precision
     kept = torch.float64 if precision == "fp64" else torch.float32  # whatever products are in
@@ -194,18 +190,17 @@ def _misfit(content: Values) -> str | None:
             return f"{name} is {tensor.dtype}, but its config says {precision}"
         if not torch.isfinite(tensor).all():
             return f"{name} has values that are not finite"
-    return _difference(model, content["model"])
+    return difference(model.state_dict(), content["model"])
 
 
-def _difference(model: nn.Module, state: dict[str, Tensor]) -> str | None:
-    """The first difference in name or shape between a module's state and another."""
-    own = model.state_dict()
-    for name in [*own, *state]:
-        if name not in state:
-            return f"it has no {name}, which the model of its config has"
-        if name not in own:
-            return f"it has {name}, which the model of its config has not"
-        found, wanted = tuple(state[name].shape), tuple(own[name].shape)
-        if found != wanted:
-            return f"{name} has shape {found}, but in the model of its config {wanted}"
+def difference(own: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str | None:
+    """The first difference in name or shape between the tensors of a model and others."""
+    for name in [*own, *found]:
+        shapes = [tuple(each[name].shape) if name in each else None for each in (own, found)]
+        if shapes[1] is None:
+            return f"it has no {name} of shape {shapes[0]}, which the config's model has"
+        if shapes[0] is None:
+            return f"it has {name} of shape {shapes[1]}, which the config's model has not"
+        if shapes[0] != shapes[1]:
+            return f"{name} has shape {shapes[1]}, but in the config's model {shapes[0]}"
     return None

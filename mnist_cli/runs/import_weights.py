@@ -33,8 +33,6 @@ Format = Literal["pickle", "npz", "safetensors", "torch"]
 HINT = (
     "what is read: a pickled dict of NumPy arrays, .npz, .safetensors, a state dict of torch.save"
 )
-# The one number that torch.save began a file with before it wrote zip archives.
-OLD_TORCH = 0x1950A86A20F9469CFC6C
 
 
 @dataclass(frozen=True)
@@ -100,27 +98,34 @@ def fit(model: nn.Module, weights: Weights, dtype: torch.dtype) -> tuple[dict[st
         CheckpointError: names, shapes or types are others, naming the first that differs; or there
             are values that are not finite.
     """
-    path, given = weights.path, weights.tensors
-    wanted = _wanted(model, weights)
+    own, given = model.state_dict(), weights.tensors
+    by_number = "W1" not in own and not {"W1", "b1"}.isdisjoint(given)
+    if by_number and max(value.dim() for value in own.values()) > 2:
+        raise _misfit(
+            weights, "W1, b1, ... are of linear layers, but the config's model has others"
+        )
+    names = [f"{'Wb'[n % 2]}{n // 2 + 1}" if by_number else name for n, name in enumerate(own)]
+    # nn.Linear keeps its weight as (outputs, inputs).
+    turned = {
+        name: value.t() if by_number else value
+        for name, value in zip(names, own.values(), strict=True)
+    }
+    if wrong := checkpoints.difference(turned, given):
+        raise _misfit(weights, wrong)
     state: dict[str, Tensor] = {}
     rounded = False
-    for name, (own, shape, transposed) in wanted.items():
-        if name not in given:
-            raise _misfit(path, f"has no {name} of shape {shape}, the model's {own}")
+    for name, own_name in zip(names, own, strict=True):
         value = given[name]
-        if tuple(value.shape) != shape:
-            raise _misfit(path, f"{name} has shape {tuple(value.shape)}, but it must be {shape}")
         if value.dtype not in (torch.float32, torch.float64):
-            raise _misfit(path, f"{name} is {value.dtype}, not float32 or float64")
+            raise _misfit(weights, f"{name} is {value.dtype}, not float32 or float64")
         kept = value.to(dtype)
         if not torch.isfinite(kept).all():
-            raise _misfit(path, f"{name} has values that are not finite as {dtype}")
+            raise _misfit(weights, f"{name} has values that are not finite as {dtype}")
         rounded |= not torch.equal(kept.double(), value.double())
         # Copied: what torch.save wrote may be a view of something larger.
-        state[own] = (kept.T if transposed else kept).clone(memory_format=torch.contiguous_format)
-    if extra := [name for name in given if name not in wanted]:
-        shape = tuple(given[extra[0]].shape)
-        raise _misfit(path, f"has {extra[0]} of shape {shape}, which the config's model has not")
+        state[own_name] = (kept.t() if by_number else kept).clone(
+            memory_format=torch.contiguous_format
+        )
     return state, rounded
 
 
@@ -150,31 +155,9 @@ def import_weights(weights: Weights, config: Config, root: Path) -> tuple[RunDir
     return folder, rounded
 
 
-# ------------------------------------------------------------------------------- names and shapes
-
-
-def _wanted(model: nn.Module, weights: Weights) -> dict[str, tuple[str, tuple[int, ...], bool]]:
-    """By the name in the file: the model's own name, the shape, and whether it is transposed."""
-    own = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-    if "W1" in own or not {"W1", "b1"} & weights.tensors.keys():
-        return {name: (name, shape, False) for name, shape in own.items()}
-    wanted = {}
-    for place, (name, shape) in enumerate(own.items()):
-        kind, layer = name.rpartition(".")[2], place // 2 + 1
-        if (kind, len(shape)) != (("weight", 2), ("bias", 1))[place % 2]:
-            raise _misfit(
-                weights.path,
-                f"W1, b1, ... are of linear layers, but the config's model has {name} of shape "
-                f"{shape}; name them as the model does: {', '.join(own)}",
-            )
-        # nn.Linear keeps its weight as (outputs, inputs).
-        wanted[f"{'bW'[kind == 'weight']}{layer}"] = name, shape[::-1], kind == "weight"
-    return wanted
-
-
-def _misfit(path: Path, why: str) -> CheckpointError:
+def _misfit(weights: Weights, why: str) -> CheckpointError:
     hint = "is it the config that the weights were trained with?"
-    return CheckpointError(f"{path}: {printable(why, keep='')[:300]}", hint)
+    return CheckpointError(f"{weights.path}: {printable(why, keep='')[:300]}", hint)
 
 
 # ---------------------------------------------------------------------------------------- formats
@@ -200,8 +183,6 @@ def _read_npz(data: bytes) -> dict[str, np.ndarray]:
 
 def _tensors(content: object) -> dict[str, Tensor]:
     """Named arrays of NumPy or torch as dense tensors on the CPU."""
-    if content == OLD_TORCH:
-        raise ValueError("is of torch before version 1.6: load it with torch and save it again")
     if not isinstance(content, dict) or not content:
         raise ValueError(f"holds {type(content).__name__}, not named arrays")
     if content.get("format") == checkpoints.FORMAT:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 RESTORE_CURSOR = b"\x1b[?25h\n"  # which a live line had hidden
 
 
@@ -22,7 +23,6 @@ class _State:
     received: int = 0  # the first signal
     held: int = 0  # how many blocks want to be finished first
     raised: bool = False
-    is_worker: bool = False
 
 
 _state = _State()
@@ -33,19 +33,33 @@ def listen() -> None:
 
     A command calls it when it has something to save or to clean up, after what it imports.
     """
-    if signal.getsignal(signal.SIGTERM) is _handle:
-        return
     vars(_state).update(vars(_State()))
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _handle)
 
 
-def listen_as_worker() -> None:
-    """The same for a worker, which its parent ends by SIGTERM: Ctrl-C reaches both of them."""
-    vars(_state).update(vars(_State(is_worker=True)))
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, _handle)
+@contextmanager
+def listening() -> Iterator[None]:
+    """Listens (see `listen`) while the block runs. Only the main thread can.
+
+    Raises:
+        ValueError: it is called from another thread.
+    """
+    with restored():
+        listen()
+        yield
+
+
+@contextmanager
+def restored() -> Iterator[None]:
+    """After the block whoever handled the signals before it handles them again."""
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler or signal.SIG_DFL)
 
 
 @contextmanager
@@ -64,7 +78,7 @@ def _handle(number: int, _frame: object) -> None:
     if not _state.received:
         _state.received = number
         _raise()
-    elif not _state.is_worker:
+    else:
         if sys.stderr and sys.stderr.isatty():
             os.write(sys.stderr.fileno(), RESTORE_CURSOR)
         os._exit(128 + number)  # every file is whole at every moment, and workers end by themselves

@@ -1,37 +1,17 @@
-"""Who trains a run: one process at a time, and any other can see whether there is one.
+"""Whether a process trains a run, which any other can ask (`runs.run.hold` is the answer's cause).
 
 The operating system releases the lock of a process however that ends.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import sys
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
 
-class HeldError(Exception):
-    """Another process holds the lock."""
-
-
-@contextmanager
-def hold(folder: Path) -> Iterator[None]:
-    """Keeps every other process from training in this folder.
-
-    Raises:
-        HeldError: another process does.
-        OSError: nothing can be written there.
-    """
-    lock = FileLock(folder / ".lock")
-    try:
-        # Not at once: `is_held` shares the lock for a moment.
-        lock.acquire(timeout=0.5)
-    except Timeout as error:
-        raise HeldError(str(folder)) from error
-    try:
-        yield
-    finally:
-        lock.release()
+def of(folder: Path) -> FileLock:
+    """The lock of a run's or sweep's folder; who trains there holds it."""
+    return FileLock(folder / ".lock")
 
 
 def is_held(folder: Path) -> bool:
@@ -42,24 +22,16 @@ def is_held(folder: Path) -> bool:
     """
     path = folder / ".lock"
     try:
-        import fcntl  # noqa: PLC0415 - there is none on Windows
-    except ImportError:
-        return _is_held_exclusively(path)
-    try:
-        with path.open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        if sys.platform == "win32":
+            if path.is_file():
+                of(folder).acquire(timeout=0).lock.release()
+        else:
+            import fcntl  # noqa: PLC0415 - there is none on Windows
+
+            with path.open("rb") as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except FileNotFoundError:
         return False
-    except OSError:
+    except OSError:  # also that of a time-out
         return True
     return False
-
-
-def _is_held_exclusively(path: Path) -> bool:
-    if not path.is_file():
-        return False
-    try:
-        with FileLock(path, timeout=0):
-            return False
-    except (Timeout, OSError):
-        return True

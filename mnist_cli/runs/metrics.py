@@ -10,14 +10,14 @@ from typing import Any, Self, cast
 
 from mnist_cli.data import durable
 from mnist_cli.engine.loop import Record
-from mnist_cli.runs.store import finite, refuse_link
+from mnist_cli.runs.documents import finite
 
 
 class MetricsLog:
-    """The file, and how much of it is committed.
+    """The file, and the length and the sum of its lines.
 
-    A commit holds the length and the SHA-256 sum of the lines it belongs to, so it costs the same
-    after any number of epochs; whatever lies beyond that length was never committed.
+    A commit holds both for the lines it belongs to, so it costs the same after any number of
+    epochs; whatever lies beyond that length was never committed.
 
     Args:
         path: the file, which is empty or not there.
@@ -27,17 +27,15 @@ class MetricsLog:
         self._path = path
         self._sum = hashlib.sha256()
         self._length = 0
-        self._committed = 0
 
     def append(self, record: Mapping[str, Any]) -> None:
         """Adds a record, flushed to the disk; what is not finite becomes null.
 
         Raises:
             OSError: it could not be written.
-            UsageError: the file is a link.
         """
         line = json.dumps(finite(record)).encode() + b"\n"
-        durable.append(refuse_link(self._path), line)
+        durable.append(self._path, line)
         self._sum.update(line)
         self._length += len(line)
 
@@ -45,21 +43,8 @@ class MetricsLog:
         """The length and the sum of all lines, for a commit."""
         return {"bytes": self._length, "sha256": self._sum.hexdigest()}
 
-    def committed(self) -> None:
-        """All lines are committed now."""
-        self._committed = self._length
-
-    def cut(self) -> None:
-        """Takes lines away that were not committed.
-
-        Raises:
-            OSError: it could not be done.
-        """
-        if self._path.is_file() and self._path.stat().st_size > self._committed:
-            os.truncate(refuse_link(self._path), self._committed)
-
     @classmethod
-    def recover(cls, path: Path, mark: Mapping[str, Any]) -> tuple[Self, list[Record], str]:
+    def recover(cls, path: Path, mark: Mapping[str, Any]) -> tuple[Self, list[Record], int]:
         """The file as it was at a commit; what was added since is cut off.
 
         Args:
@@ -67,7 +52,7 @@ class MetricsLog:
             mark: what `mark` gave; empty for a run without a commit.
 
         Returns:
-            The log, its records, and what was cut off, in words (empty if nothing was).
+            The log, its records, and how many bytes were cut off.
 
         Raises:
             ValueError: lines that were committed are missing or damaged.
@@ -75,13 +60,14 @@ class MetricsLog:
         """
         log = cls(path)
         content = path.read_bytes() if path.is_file() else b""
-        log._length = log._committed = mark.get("bytes", 0)
+        log._length = mark.get("bytes", 0)
         kept, extra = content[: log._length], content[log._length :]
         log._sum.update(kept)
         if mark and log._sum.hexdigest() != mark["sha256"]:
             raise ValueError("lines are missing or damaged")
-        log.cut()
-        return log, read_records(kept), _cut_in_words(extra)
+        if extra:
+            os.truncate(path, log._length)
+        return log, read_records(kept), len(extra)
 
 
 def read_records(content: bytes) -> list[Record]:
@@ -91,10 +77,3 @@ def read_records(content: bytes) -> list[Record]:
         cast("Record", {k: math.nan if v is None else v for k, v in record.items()})
         for record in records
     ]
-
-
-def _cut_in_words(extra: bytes) -> str:
-    lines = extra.count(b"\n")
-    if lines:
-        return f"{lines} epoch{'s' * (lines != 1)} had not been committed"
-    return "the last line was torn" if extra else ""

@@ -5,100 +5,23 @@ Nothing here changes a run: `runs.run` and `sweeps.sweep` write.
 """
 
 import difflib
-import functools
 import json
 import os
 import re
-from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, Required, cast
+from typing import Any
 
-from pydantic import AfterValidator, ConfigDict, TypeAdapter, ValidationError, with_config
-from typing_extensions import TypedDict  # pydantic, which needs it itself, asks for this one
-
+from mnist_cli import config as configs
+from mnist_cli.config import Config
 from mnist_cli.data import durable
 from mnist_cli.errors import UsageError
 from mnist_cli.runs import lock
+from mnist_cli.runs.documents import Meta, Summary, read_json
 
 RECORD = {"epoch", "lr", "train/loss", "train/acc", "val/loss", "val/acc"}  # what all epochs have
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")  # of a folder, without its number
-SETTING = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*")
-Status = Literal["waiting", "running", "finished", "diverged", "failed", "interrupted", "imported"]
-
-_STRICT = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
-
-# The best epoch of a run, or a trial of a sweep with its swept settings besides.
-Row = TypedDict(
-    "Row",
-    {
-        "run": str,
-        "status": str,
-        "epoch": int,
-        "seconds": float,
-        "val/loss": Required[float | None],
-        "val/acc": Required[float | None],
-        "test/loss": float,
-        "test/acc": float,
-    },
-    total=False,
-)
-Row.__pydantic_config__ = _STRICT  # type: ignore[attr-defined]
-
-
-def _settings_are_names(row: Row) -> Row:
-    """Settings become parts of file names (of plots), so none may be a path."""
-    if not all(key in Row.__annotations__ or SETTING.fullmatch(key) for key in row):
-        raise ValueError("a swept setting is not the name of one")
-    return row
-
-
-@with_config(_STRICT)
-class Summary(TypedDict, total=False):
-    """What `summary.json` holds: `run` and `epochs` of a run, `sweep` and `trials` of a sweep."""
-
-    run: str
-    sweep: str
-    status: str
-    epochs: int
-    diverged: int  # the epoch in which the loss was no longer finite
-    seconds: float
-    precision: str
-    best: Annotated[Row, AfterValidator(_settings_are_names)] | None
-    final: dict[str, float]
-    trials: list[Annotated[Row, AfterValidator(_settings_are_names)]]
-    checkpoint: str | None
-
-
-@with_config(_STRICT)
-class Meta(TypedDict, total=False):
-    """What `meta.json` holds: how a run goes on, where and by whom it is trained."""
-
-    schema: int
-    status: str
-    started: str
-    ended: str
-    seconds: float
-    pid: int
-    host: str
-    argv: list[str]
-    git: str | None
-    versions: dict[str, str]
-    device: str
-    threads: int
-    data: dict[str, str]
-    weights: dict[str, str]  # of a run that was imported: the file they come from
-    runs_in_stack: int
-    error: str
-    epochs: int  # how many there shall be, once more were asked for than at the start
-    resumed: list[str]
-    # Of a sweep:
-    runs: int
-    test: bool  # whether the winner is measured on the test split
-    fuse: bool
-    workers: int | None
-    stacks: list[dict[str, Any]]  # how the runs were dealt out: a `StackPlan` each
-    tested: dict[str, Any]  # what was measured on the test split, and of which weights
 
 
 def runs_root(given: Path | None) -> Path:
@@ -174,27 +97,29 @@ class RunDirectory:
         """The file with the resolved config."""
         return self.path / ("sweep.yaml" if self.is_sweep else "config.yaml")
 
-    def config_text(self) -> str:
+    def config(self) -> Config:
         """The resolved config.
 
         Raises:
+            ConfigError: something in it is wrong.
             UsageError: the folder has none.
         """
         try:
-            return self.config_path.read_text()
+            text = self.config_path.read_text()
         except (OSError, UnicodeDecodeError) as error:
             raise UsageError(f"{self.config_path}: cannot be read: {error}") from error
+        return configs.load_text(text, str(self.config_path))
 
     def meta(self) -> Meta:
         """How the run goes on, where and by whom; empty when there is none to read."""
-        return cast("Meta", _read(Meta, self.path / "meta.json") or {})
+        return read_json(Meta, self.path / "meta.json") or {}
 
     def summary(self) -> dict[str, Any]:
         """What came of it (see `Summary`), with the folder's own name and place.
 
         A folder may have been copied or renamed since. Empty without a sound summary.
         """
-        summary: dict[str, Any] = _read(Summary, self.path / "summary.json") or {}
+        summary: dict[str, Any] = {**(read_json(Summary, self.path / "summary.json") or {})}
         if not summary:
             return {}
         summary["sweep" if self.is_sweep else "run"] = self.name
@@ -257,16 +182,16 @@ def create(root: Path, name: str) -> RunDirectory:
         raise UsageError(f"{name[:100]!r} cannot be the name of a run", hint)
     try:
         root.mkdir(parents=True, exist_ok=True)
-        number = max(_numbers(root, name), default=0)
+        numbered = re.compile(re.escape(name) + r"-(\d{4,})")
+        taken = [numbered.fullmatch(entry.name) for entry in root.iterdir()]
+        number = max((int(found[1]) for found in taken if found), default=0)
         while True:
             number += 1
             path = root / f"{name}-{number:04d}"
-            try:
+            with suppress(FileExistsError):
                 durable.make_folder(path)
-            except FileExistsError:
-                continue
-            durable.make_folder(path / "plots")
-            return RunDirectory(path)
+                durable.make_folder(path / "plots")
+                return RunDirectory(path)
     except OSError as error:
         raise UsageError(
             f"cannot make a run in {root}: {error.strerror}",
@@ -278,7 +203,7 @@ def create_trial(sweep: RunDirectory, index: int) -> RunDirectory:
     """Makes the folder of one run of a sweep, unless it is there."""
     trial = sweep.trial(index)
     for folder in (trial.path.parent, trial.path):
-        if not refuse_link(folder).is_dir():
+        if not folder.is_dir():
             durable.make_folder(folder)
     return trial
 
@@ -305,8 +230,6 @@ def find(root: Path, name: str) -> RunDirectory:
     Raises:
         UsageError: there is none, naming the nearest; or the name is a link out of that directory.
     """
-    if not name.strip():
-        raise UsageError("the name of a run is missing", "`mnist runs list` shows what there is")
     path = Path(name)
     if not path.is_absolute() and ".." not in path.parts and _is_run(root / path):
         if not _is_inside(root / path, root):
@@ -315,14 +238,9 @@ def find(root: Path, name: str) -> RunDirectory:
         return RunDirectory(root / path)
     if _is_run(path):
         return RunDirectory(path)
-    if _is_run(path, "meta.json", "last.pt"):
-        raise UsageError(
-            f"{path} has no config.yaml: it ended before it began, or lost it",
-            "start it again with mnist train or mnist sweep",
-        )
     near = difflib.get_close_matches(name, [run.name for run in all_runs(root)], n=3)
     hint = f"did you mean {', '.join(near)}?" if near else "`mnist runs list` shows what there is"
-    raise UsageError(f"no run {name!r} in {root}", hint)
+    raise UsageError(f"no run {name!r} in {root}: a run is a folder with a config.yaml", hint)
 
 
 def newest_checkpoint(root: Path, file_name: str) -> Path | None:
@@ -342,44 +260,12 @@ def refuse_link(path: Path) -> Path:
     return path
 
 
-def finite(value: Any) -> Any:
-    """The same value with null for every number that JSON cannot say."""
-    if isinstance(value, dict):
-        return {key: finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(item) for item in value]
-    if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):  # noqa: PLR0124
-        return None
-    return value
-
-
-@functools.cache  # takes some ten milliseconds, which commands that read none are spared
-def _adapter(kind: type) -> TypeAdapter[Any]:
-    return TypeAdapter(kind)
-
-
-def _read(kind: type, path: Path) -> Any:
-    """What a JSON file holds, or None if that cannot be what it should be."""
+def _is_run(path: Path) -> bool:
     try:
-        return _adapter(kind).validate_json(path.read_bytes()) if path.is_file() else None
-    except (OSError, ValidationError):
-        return None
-
-
-def _is_run(path: Path, *names: str) -> bool:
-    """Whether a folder has the file that makes it a run, or one of others."""
-    try:
-        return any((path / name).is_file() for name in names or ("config.yaml", "sweep.yaml"))
+        return any((path / name).is_file() for name in ("config.yaml", "sweep.yaml"))
     except (OSError, ValueError):  # a name that is too long, say, or a folder that is not ours
         return False
 
 
 def _is_inside(path: Path, root: Path) -> bool:
     return path.resolve().is_relative_to(root.resolve())
-
-
-def _numbers(root: Path, name: str) -> Iterator[int]:
-    pattern = re.compile(re.escape(name) + r"-(\d{4,})")
-    for entry in root.iterdir():
-        if match := pattern.fullmatch(entry.name):
-            yield int(match[1])

@@ -25,9 +25,9 @@ from torch.utils.data import DataLoader, TensorDataset
 from mnist_cli import config as configs
 from mnist_cli.config import Config, SyntheticData, with_settings
 from mnist_cli.data.dataset import Dataset, Split, load
+from mnist_cli.engine.capture import Captured
 from mnist_cli.engine.device import computing, threaded
 from mnist_cli.engine.loop import Record, prepare, train
-from mnist_cli.engine.optimizers import OPTIMIZERS, ParamGroup
 from mnist_cli.engine.stack import PRECISIONS
 from mnist_cli.errors import RunError, UsageError
 from mnist_cli.models.modules import build, weight_uses
@@ -37,12 +37,8 @@ from mnist_cli.sweeps.workers import Send, WorkerDied, run_jobs
 LEARNING_RATE = 1e-4  # small enough that nothing diverges, whatever the optimizer
 
 Document = dict[str, Any]  # becomes JSON
-
-Workload = Callable[[Sequence[Config], Dataset], Callable[[int], object]]
-"""Takes the configs of runs that train together and a data set; returns what does so many steps."""
-
-
-# ---------------------------------------------------------------------------- what is measured
+Steps = Callable[[int], object]  # does so many steps
+Workload = Callable[[Sequence[Config], Dataset], Steps]  # of runs that train together
 
 
 @dataclass(frozen=True)
@@ -54,7 +50,7 @@ class Case:
         experiment: the reference experiment it is of.
         about: the network in short.
         overrides: settings other than the config's.
-        stacks: what is measured: how many runs together, and their precision.
+        stacks: how many runs are measured together.
         image_by_image: whether its tutorial makes each image by itself, in Python.
     """
 
@@ -62,19 +58,17 @@ class Case:
     experiment: str
     about: str
     overrides: tuple[str, ...] = ()
-    stacks: tuple[tuple[int, str], ...] = ((1, "fp32"), (4, "fp32"), (16, "fp32"), (64, "fp32"))
+    stacks: tuple[int, ...] = (1, 4, 16, 64)
     image_by_image: bool = False
 
-
-# E5's network fills the machine alone; more than a few together would only take long.
-E5_STACKS = ((1, "fp32"), (1, "bf16"), (4, "fp32"))
 
 CASES = (
     Case("mlp", "E1", "784-32-10"),
     Case("logistic", "E1", "784-10"),
     Case("ffnn", "E2", "784-50-100-10", image_by_image=True),
     Case("cnn", "E3", "three convolutions"),
-    Case("depth", "E5", "784-512-256-128-64-10", ("model.depth=5",), E5_STACKS),
+    # It fills the machine alone; more than a few together would only take long.
+    Case("depth", "E5", "784-512-256-128-64-10", ("model.depth=5",), (1, 4)),
 )
 
 
@@ -84,12 +78,14 @@ def select_cases(only: str | None) -> list[Case]:
     Raises:
         UsageError: one of them does not exist.
     """
-    known = {name.lower() for case in CASES for name in (case.name, case.experiment)}
+    names = {case: {case.name, case.experiment.lower()} for case in CASES}
+    known = set().union(*names.values())
     wanted = known if only is None else {name.strip() for name in only.lower().split(",")}
     for name in sorted(wanted - known):
-        names = ", ".join(f"{case.name} ({case.experiment})" for case in CASES)
-        raise UsageError(f"--only: there is no {name!r} to measure", f"there are {names}")
-    return [case for case in CASES if {case.name, case.experiment.lower()} & wanted]
+        raise UsageError(
+            f"--only: there is no {name!r} to measure", f"there are {', '.join(sorted(known))}"
+        )
+    return [case for case in CASES if names[case] & wanted]
 
 
 # ----------------------------------------------------------------------------------- workloads
@@ -168,7 +164,7 @@ def engine(configs: Sequence[Config], data: Dataset) -> Callable[[int], list[Rec
     return steps
 
 
-def roofline(configs: Sequence[Config], data: Dataset) -> Callable[[int], None]:
+def roofline(configs: Sequence[Config], data: Dataset) -> Steps:
     """What no engine can do without: a step's matrix products and its optimizer's arithmetic.
 
     Each layer's forward product, the product that gives the gradient of its weights and, but for
@@ -197,40 +193,21 @@ def roofline(configs: Sequence[Config], data: Dataset) -> Callable[[int], None]:
         calls.append(partial(product, y.mT, x, out=torch.empty_like(w)))
         if not first:
             calls.append(partial(product, y, w, out=torch.empty_like(x)))
-    shapes = [(replicas, *parameter.shape) for parameter in model.parameters()]
-    calls.append(_update(config, [torch.randn(shape, device=device) for shape in shapes]))
+    optimizer = prepare([config] * replicas, data).optimizer  # of one setting: one update of all
+    optimizer.begin(0, 0)
+    calls.append(optimizer.update)
 
     def step() -> None:
         for call in calls:
             call()
 
-    if device.type == "cuda":
-        step()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            step()
-        step = graph.replay
+    captured = Captured(step) if device.type == "cuda" else step
 
     def steps(number: int) -> None:
         for _ in range(number):
-            step()
+            captured()
 
     return steps
-
-
-def _update(config: Config, values: list[Tensor]) -> Callable[[], None]:
-    optimizer, settings = OPTIMIZERS[config.optimizer.name], config.optimizer
-    gradients = [torch.randn_like(value) for value in values]
-    moments = {
-        name: [torch.zeros_like(value) for value in values] for name in optimizer.moments(settings)
-    }
-    counter = torch.ones((), device=values[0].device)
-    group = ParamGroup(
-        *(settings, config.scheduler, [0], values, gradients, moments, counter),
-        rate=settings.lr,
-        first=False,
-    )
-    return partial(optimizer.update, group)
 
 
 # ------------------------------------------------------------------------------ how it is timed
@@ -241,7 +218,7 @@ class Variant:
     """One way to train some runs, and what was measured of it.
 
     Attributes:
-        name: `tutorial`, `alone`, `alone bf16`, `stack of 4`...
+        name: `tutorial`, `alone`, `stack of 4`...
         configs: of each run.
         plan: how the runs are divided among processes and threads.
         step_s: seconds of a step of all runs, one for each round.
@@ -256,12 +233,11 @@ class Variant:
     roofline_s: list[float] = field(default_factory=list)
 
 
-def stack_variant(config: Config, runs: int, data: Dataset, precision: str = "fp32") -> Variant:
+def stack_variant(config: Config, runs: int, data: Dataset) -> Variant:
     """Runs with a learning rate each, divided as a sweep of them would be."""
-    name = ("alone" if runs == 1 else f"stack of {runs}") + f" {precision}" * (precision != "fp32")
-    config = with_settings(config, {"train.precision": precision})
     rates = [LEARNING_RATE * (1 + run / runs) for run in range(runs)]
     replicas = [with_settings(config, {"optimizer.lr": rate}) for rate in rates]
+    name = "alone" if runs == 1 else f"stack of {runs}"
     return Variant(name, engine, replicas, plan([range(runs)], replicas, [data]))
 
 
@@ -358,26 +334,28 @@ def bench(
             variant.step_s.append(step_seconds(variant, variant.workload, data, window))
             if variant.workload is engine:
                 variant.roofline_s.append(step_seconds(variant, roofline, data, window))
-    works = [_results(case, *of_case) for case, of_case in variants.items()]
+    works = [_results(case, of_case) for case, of_case in variants.items()]
     return {"machine": found, "rounds": rounds, "works": works}
 
 
 def case_variants(case: Case, data: Dataset, threads: int) -> list[Variant]:
     """The tutorials' loop with so many threads, and every stack of a case."""
     config = configs.load(case.name, (*case.overrides, f"optimizer.lr={LEARNING_RATE}")).config
-    loop, one = partial(tutorial, image_by_image=case.image_by_image), (StackPlan((0,), threads),)
-    stacks = [stack_variant(config, runs, data, precision) for runs, precision in case.stacks]
-    return [Variant("tutorial", loop, [config], Plan(one, 1)), *stacks]
+    loop = partial(tutorial, image_by_image=case.image_by_image)
+    alone = Plan((StackPlan((0,), threads),), 1)
+    return [
+        Variant("tutorial", loop, [config], alone),
+        *(stack_variant(config, runs, data) for runs in case.stacks),
+    ]
 
 
-def _results(case: Case, loop: Variant, *stacks: Variant) -> Document:
+def _results(case: Case, variants: Sequence[Variant]) -> Document:
+    config = variants[0].configs[0]
     return {
-        "name": case.name,
-        "experiment": case.experiment,
-        "about": case.about,
-        "batch_size": loop.configs[0].data.batch_size,
-        "optimizer": loop.configs[0].optimizer.name,
-        "variants": [_figures(variant, loop) for variant in (loop, *stacks)],
+        **{key: vars(case)[key] for key in ("name", "experiment", "about")},
+        "batch_size": config.data.batch_size,
+        "optimizer": config.optimizer.name,
+        "variants": [_figures(variant, variants[0]) for variant in variants],
     }
 
 

@@ -5,15 +5,9 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 
 from mnist_cli.errors import INTERRUPTIONS, MnistError, in_words
-from mnist_cli.runs import interrupts, store
-from mnist_cli.runs.run import (
-    Run,
-    commit,
-    record_divergence,
-    record_outcome,
-    this_process,
-    update_meta,
-)
+from mnist_cli.runs import interrupts
+from mnist_cli.runs.documents import Status
+from mnist_cli.runs.run import Run, commit, record_divergence, record_outcome, update_meta
 from mnist_cli.sweeps.executors import Executor
 from mnist_cli.sweeps.jobs import Ended, Epoch, Event, Failed, StackJob, Started
 from mnist_cli.sweeps.plan import StackPlan
@@ -34,53 +28,47 @@ def drive(
     Yields:
         What happened, with the runs it happened to, once it is on the disk.
     """
-    parts = [[runs[i] for i in plan.members] for plan in plans]
-    left = [
-        (part, plan.threads)
-        for part, plan in zip(parts, plans, strict=True)
-        if any(run.status == "waiting" for run in part)
-    ]
-    before = {id(run): run.seconds for run in runs}
+    stacks = [([runs[i] for i in plan.members], plan.threads) for plan in plans]
+    left = [stack for stack in stacks if any(run.status == "waiting" for run in stack[0])]
+    jobs = [_job(*stack) for stack in left]
     answer: bool | None = None
-    with _outcomes_recorded(runs), closing(executor.run([_job(*each) for each in left])) as events:
+    with _outcomes_recorded(runs), closing(executor(jobs)) as events:
         while True:
             try:
                 number, event = events.send(answer)
             except StopIteration:
                 return
-            part = left[number][0]
+            members = left[number][0]
             with interrupts.held():  # so that the files of a run agree, and those of all runs
-                happened = list(_applied(event, part, before))
-            answer = any(run.status in ("waiting", "running") for run in part)
+                happened = list(_applied(event, members))
+            answer = any(_goes_on(run) for run in members)
             yield from happened
 
 
-def _job(part: Sequence[Run], threads: int) -> StackJob:
-    return StackJob(
-        configs=tuple(run.config for run in part),
-        waiting=tuple(run.status == "waiting" for run in part),
-        committed=tuple(run.committed for run in part),
-        threads=threads,
-    )
+def _job(members: Sequence[Run], threads: int) -> StackJob:
+    starts = {r: run.committed for r, run in enumerate(members) if run.status == "waiting"}
+    return StackJob([run.config for run in members], starts, threads)
 
 
-def _applied(event: Event, part: Sequence[Run], before: dict[int, float]) -> Iterator[Event]:
+def _goes_on(run: Run) -> bool:
+    return run.status in ("waiting", "running")
+
+
+def _applied(event: Event, members: Sequence[Run]) -> Iterator[Event]:
     """What an event of a job means for its runs, written down; then what has happened."""
     failures: list[Failed] = []
-    for replica, run in enumerate(part):
-        if run.status not in ("waiting", "running"):
-            continue
-        try:
-            _apply(event, replica, run, before[id(run)])
-        except OSError as error:
-            with suppress(OSError):
-                record_outcome(run, "failed", _why(error))
-            failures.append(Failed([run], error))
-    yield replace(event, runs=part)
+    for replica, run in enumerate(members):
+        if _goes_on(run):
+            try:
+                _apply(event, replica, run)
+            except OSError as error:
+                _record_end(run, "failed", error)
+                failures.append(Failed([run], error))
+    yield replace(event, runs=members)
     yield from failures
 
 
-def _apply(event: Event, replica: int, run: Run, seconds: float) -> None:
+def _apply(event: Event, replica: int, run: Run) -> None:
     """Applies an event to one run of its job.
 
     Raises:
@@ -90,10 +78,10 @@ def _apply(event: Event, replica: int, run: Run, seconds: float) -> None:
         case Started(where=where):
             run.status, run.committed = "running", None
             versions = {**run.meta.get("versions", {}), **where.get("versions", {})}
-            update_meta(run, {**where, **this_process(), "status": "running", "versions": versions})
+            update_meta(run, {**where, "status": "running", "versions": versions})
         case Epoch(records=records, states=states):
             record, state = records[replica], states[replica]
-            run.seconds = seconds + event.seconds
+            run.seconds += event.seconds
             if record and state:
                 commit(run, record, state)
             elif record:
@@ -102,32 +90,30 @@ def _apply(event: Event, replica: int, run: Run, seconds: float) -> None:
             run.final = final[replica]
             record_outcome(run, "finished")
         case Failed(error=error):
-            with suppress(OSError):  # it has failed, whatever its folder says
-                record_outcome(run, "failed", _why(error))
+            _record_end(run, "failed", error)
 
 
-def _why(error: BaseException) -> str:
-    if isinstance(error, MnistError):
-        return error.message
-    return f"{type(error).__name__}: {in_words(error)}"
+def _record_end(run: Run, status: Status, error: BaseException | None = None) -> None:
+    """Says how a run ended before its time; true also where its folder cannot be written."""
+    why = f"{type(error).__name__}: {in_words(error)}" if error else None
+    with suppress(OSError):
+        record_outcome(run, status, error.message if isinstance(error, MnistError) else why)
 
 
 @contextmanager
 def _outcomes_recorded(runs: Sequence[Run]) -> Iterator[None]:
-    """However the block ends, no run is left waiting or running."""
-    status: store.Status = "finished"
+    """If the block ends before its time, no run is left waiting or running."""
+    status: Status = "interrupted"
     error = None
     try:
         yield
     except INTERRUPTIONS:
-        status = "interrupted"
         raise
     except BaseException as exception:
-        status, error = "failed", _why(exception)
+        status, error = "failed", exception
         raise
     finally:
         with interrupts.held():
             for run in runs:
-                if run.status in ("waiting", "running"):
-                    with suppress(OSError):  # the others may still be able to say it
-                        record_outcome(run, status, error)
+                if _goes_on(run):
+                    _record_end(run, status, error)

@@ -17,8 +17,8 @@ from mnist_cli.config import Config
 from mnist_cli.engine.device import computing, describe_device
 from mnist_cli.engine.loop import Record, Training, evaluate, prepare, train
 from mnist_cli.runs.datasets import Datasets
+from mnist_cli.runs.documents import Meta
 from mnist_cli.runs.run import ReplicaState, Run
-from mnist_cli.runs.store import Meta
 
 
 @dataclass(frozen=True)
@@ -31,14 +31,13 @@ class StackJob:
 
     Attributes:
         configs: of each replica; they differ only in what a stack can hold apart.
-        waiting: whether each replica is to be trained, and does not only ride along.
-        committed: where each one goes on from; None is the start.
+        starts: where each replica that is to be trained goes on from; None is the beginning. The
+            others only ride along.
         threads: CPU threads to compute with.
     """
 
-    configs: tuple[Config, ...]
-    waiting: tuple[bool, ...]
-    committed: tuple[ReplicaState | None, ...]
+    configs: Sequence[Config]
+    starts: Mapping[int, ReplicaState | None]
     threads: int
 
 
@@ -68,7 +67,7 @@ class Epoch:
     Attributes:
         records: of each replica; None for one that rides along or has ended.
         states: likewise; None also for one whose loss is no longer finite.
-        seconds: since the job began.
+        seconds: since the epoch before, or since the job began.
     """
 
     runs: Sequence[Run]
@@ -106,52 +105,58 @@ def train_stack(job: StackJob, datasets: Datasets) -> Iterator[Event]:
     Args:
         job: the stack.
         datasets: where its data comes from.
+
+    Yields:
+        What happens; last of all `Ended` or, whatever the error was, `Failed`.
     """
+    try:
+        yield from _train_stack(job, datasets)
+    except Exception as error:  # noqa: BLE001 - it is reported with its runs
+        yield Failed((), error)
+
+
+def _train_stack(job: StackJob, datasets: Datasets) -> Iterator[Event]:
     began = time.perf_counter()
-    data = datasets.get(job.configs[0])
+    config = job.configs[0]
+    data = datasets.get(config)
     training = prepare(job.configs, data)
-    starts = {r: state.step if state else 0 for r, state in _waiting(job)}
-    training.running = [r in starts for r in range(len(job.configs))]
-    training.step = min(starts.values())
-    with computing(job.threads, job.configs[0].train.precision):
+    going = {replica: state.step if state else 0 for replica, state in job.starts.items()}
+    training.step = min(going.values())
+    training.running = [False] * len(job.configs)
+    with computing(job.threads, config.train.precision):
         where: Meta = {
             "device": describe_device(training.stack.device),
             "threads": torch.get_num_threads(),
-            "data": {"name": data.name, "split": job.configs[0].data.split, "sha256": data.sha256},
+            "data": {"name": data.name, "split": config.data.split, "sha256": data.sha256},
             "runs_in_stack": len(job.configs),
             "versions": {"torch": torch.__version__, "numpy": np.__version__},
         }
-        yield Started(
-            (), training.steps, training.epochs, where, partial(getattr, training, "step")
-        )
-        _join(training, job, starts)
+        progress = partial(getattr, training, "step")
+        yield Started((), training.steps, training.epochs, where, progress)
+        _join(training, job, going)
         for records in train(training):
             counted = [
-                record if r in starts and record["step"] > starts[r] else None
-                for r, record in enumerate(records)
+                record if replica in going and record["step"] > going[replica] else None
+                for replica, record in enumerate(records)
             ]
             states = [
-                _state(training, r) if record and training.running[r] else None
-                for r, record in enumerate(counted)
+                _state(training, replica) if record and training.running[replica] else None
+                for replica, record in enumerate(counted)
             ]
-            yield Epoch((), counted, states, time.perf_counter() - began)
-            for r, record in enumerate(counted):
-                if record and not training.running[r]:
-                    del starts[r]
-            _join(training, job, starts)
+            now = time.perf_counter()
+            yield Epoch((), counted, states, now - began)
+            began = now
+            for replica, record in enumerate(counted):
+                if record and not training.running[replica]:
+                    del going[replica]
+            _join(training, job, going)
         yield Ended((), _final(training, job))
 
 
-def _waiting(job: StackJob) -> Iterator[tuple[int, ReplicaState | None]]:
-    for replica, (waits, state) in enumerate(zip(job.waiting, job.committed, strict=True)):
-        if waits:
-            yield replica, state
-
-
-def _join(training: Training, job: StackJob, starts: Mapping[int, int]) -> None:
+def _join(training: Training, job: StackJob, going: Mapping[int, int]) -> None:
     """Puts every run that was committed at this very step into its place."""
-    for replica, start in starts.items():
-        state = job.committed[replica]
+    for replica, start in going.items():
+        state = job.starts[replica]
         if start >= training.step:
             training.running[replica] = True  # whatever was computed in its place
         if start == training.step and state:

@@ -7,6 +7,8 @@ from functools import cache
 from statistics import fmean, stdev
 from typing import Any, Literal, Self
 
+from mnist_cli.runs.selection import selection_score
+
 SEED = "train.seed"
 # What is not a swept setting in a trial's row.
 MEASURED = ("run", "status", "val/loss", "val/acc", "seconds")
@@ -81,29 +83,27 @@ def rank(trials: Sequence[Mapping[str, Any]], select: str = "acc") -> list[SeedG
     for index, trial in enumerate(trials):
         members.setdefault(repr([trial[key] for key in keys]), []).append(index)
 
-    def order(acc: float | None, loss: float | None) -> tuple[float, float]:
-        """A sort key: smaller is better."""
-        if acc is None or loss is None:
-            return math.inf, math.inf
-        return (loss, 0.0) if select == "loss" else (-acc, loss)
+    def score(index: int) -> tuple[float, float]:
+        return selection_score(trials[index], select)
 
     def group(indices: list[int]) -> SeedGroup:
         rows = [trials[i] for i in indices if trials[i]["val/acc"] is not None]
         return SeedGroup(
             values={key: trials[indices[0]][key] for key in keys},
-            trials=tuple(
-                sorted(indices, key=lambda i: order(trials[i]["val/acc"], trials[i]["val/loss"]))
-            ),
+            trials=tuple(sorted(indices, key=score, reverse=True)),
             acc=Sample.of([row["val/acc"] for row in rows]) if rows else None,
             loss=Sample.of([row["val/loss"] for row in rows]) if rows else None,
             n_diverged=len(indices) - len(rows),
         )
 
-    def place(found: SeedGroup) -> tuple[int, tuple[float, float]]:
-        means = (found.acc.mean, found.loss.mean) if found.acc and found.loss else (None, None)
-        return found.n_diverged, order(*means)
+    def group_score(found: SeedGroup) -> tuple[int, tuple[float, float]]:
+        means = {
+            "val/acc": found.acc and found.acc.mean,
+            "val/loss": found.loss and found.loss.mean,
+        }
+        return -found.n_diverged, selection_score(means, select)
 
-    return sorted(map(group, members.values()), key=place)
+    return sorted(map(group, members.values()), key=group_score, reverse=True)
 
 
 def compare_with_winner(ranked: Sequence[SeedGroup], select: str = "acc") -> list[Verdict]:

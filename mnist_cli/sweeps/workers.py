@@ -14,7 +14,6 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Generator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkProcess
@@ -101,7 +100,8 @@ def _start(job: Callable[[Send], None]) -> tuple[Connection, ForkProcess]:
 def _work(job: Callable[[Send], None], sending: Connection) -> None:
     code = 1
     try:
-        interrupts.listen_as_worker()
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # its parent gets it too, and ends it
+        interrupts.listen()
         torch.set_num_threads(1)  # its parent's are not here, and it would wait for them for ever
         threading.Thread(target=_end_with_parent, daemon=True).start()
         job(lambda message: sending.send_bytes(_pickled(message)))
@@ -135,10 +135,7 @@ def _end(processes: Sequence[ForkProcess]) -> None:
 def _exit_in_words(code: int) -> str:
     if code > 0:
         return f"its process ended with exit code {code}"
-    name = str(-code)
-    with suppress(ValueError):
-        name = signal.Signals(-code).name
-    return f"its process was killed ({name})"
+    return f"its process was ended by signal {-code} ({signal.strsignal(-code)})"
 
 
 class _Pickler(pickle.Pickler):

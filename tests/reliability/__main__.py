@@ -25,7 +25,7 @@ from mnist_cli.errors import DataError
 from mnist_cli.runs import checkpoint, run, store
 from mnist_cli.runs.datasets import Datasets
 from mnist_cli.sweeps.driver import drive
-from mnist_cli.sweeps.executors import InProcess
+from mnist_cli.sweeps.executors import in_process
 from mnist_cli.sweeps.jobs import Epoch
 from mnist_cli.sweeps.plan import StackPlan
 from tests.reliability.harness import (
@@ -142,7 +142,7 @@ def _cost(place: Path) -> str:
         for _ in range(3):
             one = run.create(config, store.create(place / "runs", "cost"))
             began, spent = time.perf_counter(), 0.0
-            for event in drive([one], [StackPlan((0,), 1)], InProcess(datasets)):
+            for event in drive([one], [StackPlan((0,), 1)], partial(in_process, datasets=datasets)):
                 if isinstance(event, Epoch):
                     now = time.perf_counter()
                     shares.append(spent / (now - began))

@@ -298,7 +298,7 @@ def contents(folder: Path) -> dict[str, Any]:
     return {
         "status": run.meta().get("status"),
         "error": run.meta().get("error"),
-        "config": run.config_text(),
+        "config": run.config_path.read_text(),
         "summary": str(_timeless(found)).replace(own, "RUN"),
         "metrics": _timeless(run.metrics()),
         "best": _weights(run.best),

@@ -87,7 +87,7 @@ def test_a_killed_worker_costs_its_own_runs_and_the_sweep_goes_on(
     folder = RunDirectory(subject.folder)
     rows = folder.summary()["trials"]
     assert sorted(row["status"] for row in rows) == ["failed", "failed", "finished", "finished"]
-    why = "killed (SIGKILL)" if number == signal.SIGKILL else "ended with exit code 143"
+    why = "by signal 9" if number == signal.SIGKILL else "with exit code 143"
     for trial, row in zip(folder.trials(), rows, strict=True):
         failed = row["status"] == "failed"
         assert (why in (trial.meta().get("error") or "")) == (trial.name in ended.err) == failed

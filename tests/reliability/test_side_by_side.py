@@ -8,7 +8,6 @@ import signal
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -263,20 +262,3 @@ def test_who_says_that_it_ended_has_said_how(mnist: Mnist, monkeypatch: pytest.M
     assert mnist("sweep", *TRAIN[1:], "--lrs", "1e-2").code == 0
     assert {status for _, status in said} == {"finished"}
     assert len({name for name, _ in said}) == 2  # the sweep and its run
-
-
-def test_a_holder_says_who_it_is_from_the_first_moment(tmp_path: Path) -> None:
-    folder = store.create(tmp_path / "runs", "mlp")
-    meta: dict[str, Any] = {"status": "interrupted", "pid": 1, "host": "elsewhere"}
-
-    def write(document: dict[str, Any]) -> None:
-        runs.write_json(folder.path / "meta.json", document)
-
-    write(meta)
-    with runs.hold(folder):
-        said = json.loads((folder.path / "meta.json").read_text())
-        assert (said["pid"], said["host"]) == (os.getpid(), platform.node())
-        assert said["status"] == "interrupted"
-    write(meta | {"status": "finished"})
-    with runs.hold(folder):  # of what has ended it stays written who trained it
-        assert folder.meta()["pid"] == 1

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 
 from mnist_cli.errors import UsageError
 from mnist_cli.runs import store
+from mnist_cli.runs.documents import write_json
 from mnist_cli.runs.metrics import MetricsLog
-from mnist_cli.runs.run import write_json
 from tests.config.test_hostile import NAMES, SMALL, children, names, tree
 from tests.conftest import Mnist
 
@@ -30,7 +30,7 @@ def test_a_run_that_cannot_be_is_not_found(mnist: Mnist, tmp_path: Path, name: s
     for command in (("runs", "show"), ("plot",)):
         ended = mnist(*command, "--", name)
         assert (ended.code, ended.out) == (2, "")
-        assert ended.err.startswith(("error: no run ", "error: the name of a run is missing"))
+        assert ended.err.startswith("error: no run ")
         assert "hint: " in ended.err
         assert "\x1b" not in ended.err
     assert tree(tmp_path) == before
@@ -96,21 +96,6 @@ def test_a_new_run_never_goes_through_a_link(tmp_path: Path, outside: Path) -> N
     assert not run.path.is_symlink()
     assert tree(tmp_path / "outside") == before
     assert not (tmp_path / "nowhere").exists()
-
-
-def test_nothing_is_written_through_a_link(tmp_path: Path) -> None:
-    victim = tmp_path / "victim"
-    victim.write_text("precious")
-    run = store.create(tmp_path / "runs", "mlp")
-    for name in ("metrics.jsonl", "meta.json", "summary.json"):
-        (run.path / name).symlink_to(victim)
-    with pytest.raises(UsageError, match=r"metrics\.jsonl is a link") as caught:
-        MetricsLog(run.metrics_path).append({"epoch": 1})
-    assert caught.value.hint
-    for name in ("meta.json", "summary.json"):  # replaced whole, and with it the link
-        write_json(run.path / name, {})
-        assert not (run.path / name).is_symlink()
-    assert victim.read_text() == "precious"
 
 
 def test_pipes_and_folders_in_place_of_files_do_not_stop_a_listing(

@@ -164,10 +164,14 @@ def zeros(*shape: int) -> npt.NDArray[Any]:
     ("change", "config", "sentence"),
     [
         ({"b2": None}, "tensor_net", "has no b2 of shape (100,)"),
-        ({"W2": None}, "ffnn", "has no W2 of shape (50, 100), the model's 3.weight"),
+        ({"W2": None}, "ffnn", "has no W2 of shape (50, 100)"),
         ({"W4": zeros(10, 10)}, "tensor_net", "has W4 of shape (10, 10)"),
-        ({"W1": zeros(50, 784)}, "ffnn", "W1 has shape (50, 784), but it must be (784, 50)"),
-        ({"W1": zeros(784, 5)}, "cnn", "has conv1.weight of shape (16, 1, 3, 3)"),
+        (
+            {"W1": zeros(50, 784)},
+            "ffnn",
+            "W1 has shape (50, 784), but in the config's model (784, 50)",
+        ),
+        ({"W1": zeros(784, 5)}, "cnn", "are of linear layers, but"),
         ({"W1": None, "b1": None}, "ffnn", "has no 1.weight of shape (50, 784)"),
         ({"b1": np.zeros(50, "float16")}, "ffnn", "b1 is torch.float16, not float32 or float64"),
         ({"b1": np.zeros(50, "int64")}, "ffnn", "b1 is torch.int64, not float32 or float64"),
@@ -221,12 +225,9 @@ def test_files_cut_short(mnist: Mnist, form: str, arrays: Arrays, tmp_path: Path
 
 
 def test_what_is_not_weights(mnist: Mnist, tmp_path: Path) -> None:
-    text, old = tmp_path / "notes.txt", tmp_path / "old.pt"
-    text.write_text("hello")
-    torch.save({"W1": torch.zeros(2)}, old, _use_new_zipfile_serialization=False)
-    assert "not a file of weights" in refused(mnist, text)
+    (tmp_path / "notes.txt").write_text("hello")
+    assert "not a file of weights" in refused(mnist, tmp_path / "notes.txt")
     assert "a directory" in refused(mnist, tmp_path)
-    assert "before version 1.6" in refused(mnist, old)
 
 
 def safetensors(header: dict[str, Any]) -> bytes:

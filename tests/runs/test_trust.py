@@ -208,10 +208,10 @@ def model_of(width: int) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        (model_of(width=8), "1.weight has shape (2, 784), but in the model of its config (8, 784)"),
+        (model_of(width=8), "1.weight has shape (2, 784), but in the config's model (8, 784)"),
         ({"config": made().config | {"model": {"name": "cnn"}}}, "it has no conv1.weight"),
         ({"model": {"1.weight": made().model["1.weight"]}}, "it has no 1.bias"),
-        (weights("5.bias", torch.ones(1)), "it has 5.bias, which the model of"),
+        (weights("5.bias", torch.ones(1)), "it has 5.bias of shape (1,), which"),
         (weights("\x1b[2J\r\nok: ", torch.ones(1)), "ok: "),
         (weights("1.weight", made().model["1.weight"].double()), "1.weight is torch.float64, but"),
         (weights("1.bias", [0.0, 0.0]), "1.bias is not a named tensor"),

@@ -1,6 +1,7 @@
 """Wherever stacks run, they come to the runs that one would have got alone."""
 
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -39,9 +40,9 @@ def test_processes_come_to_the_plain_loop(
     plan = sweeps.partition(sweep, datasets)
     assert plan.workers == processes
     assert fuse or len(plan.stacks) == len(sweep.runs)
-    executor: executors.Executor = executors.InProcess(datasets)
+    executor: executors.Executor = partial(executors.in_process, datasets=datasets)
     if processes > 1:
-        executor = executors.LocalProcesses(datasets, processes)
+        executor = partial(executors.local_processes, datasets=datasets, processes=processes)
     with closing(sweeps.run(sweep, plan.stacks, executor, datasets)) as events:
         kinds = [type(event) for event in events]
     assert kinds.count(Epoch) == 3 * len(plan.stacks)
