@@ -19,8 +19,8 @@ def test_what_fails_leaves_the_file_as_it_was(
     def fails(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space") as caught:
-        patch.setattr(os, call, fails)
+    monkeypatch.setattr(os, call, fails)
+    with pytest.raises(OSError, match="No space") as caught:
         durable.replace(path, b"new")
     assert caught.value.filename == str(path)
     assert [*tmp_path.iterdir()] == [path]
