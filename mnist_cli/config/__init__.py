@@ -3,12 +3,20 @@
 from mnist_cli.config.command_line import Flag
 from mnist_cli.config.document import ConfigError
 from mnist_cli.config.load import Loaded, load, load_saved, load_text
-from mnist_cli.config.schema import SECTIONS, Config, MlpModel, Reference, SyntheticData
+from mnist_cli.config.schema import (
+    SECTIONS,
+    AugmentConfig,
+    Config,
+    MlpModel,
+    Reference,
+    SyntheticData,
+)
 from mnist_cli.config.trials import with_settings
 from mnist_cli.config.write import dump, json_schema
 
 __all__ = [
     "SECTIONS",
+    "AugmentConfig",
     "Config",
     "ConfigError",
     "Flag",

@@ -26,6 +26,8 @@ from pydantic import (
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Positive = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
+Probability = Annotated[float, Field(ge=0, le=1)]
+Factor = Annotated[float, Field(ge=0.1, le=10)]
 NonNegative = Annotated[float, Field(ge=0)]
 LearningRate = Annotated[float, Field(gt=0, description="Learning rate.")]
 Interval = Annotated[
@@ -91,6 +93,54 @@ class SyntheticData(_DataBase):
     name: Literal["synthetic"]
     size: Annotated[int, Field(ge=70, le=1_000_000)] = 7000
     """Images in all; six of seven are training images."""
+
+
+# ------------------------------------------------------------------------------------- augment
+
+
+class AugmentConfig(Section):
+    """Training images changed at random, each in its own way at every step (off by default).
+
+    An image is flipped, sheared, scaled, rotated and shifted about its centre, then deformed and
+    partly erased, all by what torchvision's transforms of these names do. What comes from outside
+    is black.
+    """
+
+    translate: Annotated[int, Field(ge=0, le=1000)] = 0
+    """Shift: up to so many whole pixels along each axis, either way."""
+    rotate: Annotated[float, Field(ge=0, le=180)] = 0.0
+    """Rotation: up to so many degrees, either way."""
+    scale: Annotated[tuple[Factor, Factor], Field(strict=False)] = (1.0, 1.0)
+    """The least and the largest factor by which an image is made larger."""
+    shear: Annotated[float, Field(ge=0, le=80)] = 0.0
+    """Shear along x: up to so many degrees, either way."""
+    flip: Probability = 0.0
+    """Probability that left and right are exchanged."""
+    erase: Probability = 0.0
+    """Probability that a rectangle is made black; its sides have a ratio from 1:3.3 to 3.3:1."""
+    erase_area: Annotated[tuple[Probability, Probability], Field(strict=False)] = (0.02, 0.33)
+    """The least and the largest part of the image that such a rectangle covers."""
+    elastic: Annotated[float, Field(ge=0, le=1000)] = 0.0
+    """Elastic deformation: alpha of torchvision's `ElasticTransform`. Each pixel is fetched from
+    alpha/2 pixels times smooth noise away: of -1 to 1, blurred by a Gaussian."""
+    elastic_sigma: Annotated[float, Field(gt=0, le=100)] = 5.0
+    """Standard deviation of that Gaussian, in pixels."""
+
+    @model_validator(mode="after")
+    def _least_first(self) -> Self:
+        for key in ("scale", "erase_area"):
+            least, largest = getattr(self, key)
+            if least > largest:
+                raise ValueError(
+                    f"{key} is from the least to the largest, got {least} to {largest}"
+                )
+        return self
+
+    @property
+    def active(self) -> bool:
+        """Whether there is anything to do."""
+        amounts = (self.translate, self.rotate, self.shear, self.flip, self.erase, self.elastic)
+        return any(amounts) or self.scale != (1.0, 1.0)
 
 
 # --------------------------------------------------------------------------------------- model
@@ -395,7 +445,7 @@ LossSection = Annotated[LossConfig, _named("cross_entropy", LossConfig)]
 OptimizerConfig = Annotated[_Optimizer, _NAME, _named("adam", _Optimizer)]
 SchedulerConfig = Annotated[_Scheduler, _NAME, _named("constant", _Scheduler)]
 
-SECTIONS = ("data", "model", "loss", "optimizer", "scheduler", "train")
+SECTIONS = ("data", "augment", "model", "loss", "optimizer", "scheduler", "train")
 """The sections that hold the settings of an experiment; the rest of a config is about them."""
 
 
@@ -425,6 +475,7 @@ class Config(Section):
     name: Annotated[str, Field(pattern=NAME_PATTERN)] | None = None
     """What its runs are called (the file's name, if not given)."""
     data: DataConfig = Field({}, validate_default=True)
+    augment: AugmentConfig = Field({}, validate_default=True)
     model: ModelConfig = Field({}, validate_default=True)
     loss: LossSection = Field({}, validate_default=True)
     optimizer: OptimizerConfig = Field({}, validate_default=True)

@@ -11,7 +11,8 @@ from typing import Literal, TypedDict
 import torch
 from torch import Tensor
 
-from mnist_cli.config import Config
+from mnist_cli.config import AugmentConfig, Config
+from mnist_cli.data.augment import Augmentation, draws
 from mnist_cli.data.dataset import Dataset, Split, epoch_order
 from mnist_cli.engine.capture import Captured
 from mnist_cli.engine.loss import MetricAccumulator, SoftmaxLoss
@@ -51,6 +52,7 @@ class Training:
         reduction: whether gradients are of a batch's mean loss or of its sum.
         clip: the largest norm of each replica's gradient, shape (R,), if there is one.
         step: steps done; with the stack and the optimizer, all that ever changes.
+        augment: how training images are changed.
         running: whether each replica is still running; one whose loss is not finite stops.
     """
 
@@ -64,6 +66,7 @@ class Training:
     shuffle: bool
     reduction: Literal["mean", "sum"]
     clip: Tensor | None = None
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
     step: int = 0
     running: list[bool] = field(default_factory=list)
 
@@ -90,7 +93,7 @@ def prepare(configs: Sequence[Config], data: Dataset) -> Training:
         data: the data set of all of them.
     """
     config = configs[0]
-    if config.train.precision == "bf16":
+    if config.train.precision == "bf16" and not config.augment.active:
         # A CPU makes bfloat16 of bytes so slowly that it took a fifth of E5's step.
         data = replace(data, train=data.train.astype(PRECISIONS["bf16"].products))
     seeds = [each.train.seed for each in configs]
@@ -114,6 +117,7 @@ def prepare(configs: Sequence[Config], data: Dataset) -> Training:
         shuffle=config.data.shuffle,
         reduction=config.loss.reduction,
         clip=clip.to(stack.device) if any(limits) else None,
+        augment=config.augment,
     )
 
 
@@ -127,9 +131,11 @@ class Pass:
         shape: G, and how many images are in a batch.
         totals: where losses and hits are counted.
         weight: in training, what each image counts in the objective; None in evaluation.
+        augment: how images are changed.
 
     Attributes:
         index: where the places of a batch's images in the split are put, shape (G, batch).
+        augmentation: what changes them, if anything does.
         logits: shape (R, batch, classes), or (parts, batch / parts, classes).
         count: to be called in the end, counts the batches that are not yet counted.
     """
@@ -142,10 +148,13 @@ class Pass:
         shape: tuple[int, int],
         totals: MetricAccumulator,
         weight: float | None = None,
+        augment: AugmentConfig | None = None,
     ) -> None:
         self.index = torch.zeros(shape, dtype=torch.int64, device=stack.device)
         images = split.images.new_zeros(*shape, *split.images.shape[1:], dtype=stack.dtype)
         parts = images.unflatten(1, (stack.parts(shape[1]), -1)).flatten(0, 1)
+        flat = images.flatten(0, 1)
+        self.augmentation = Augmentation(augment, split.scale, flat) if augment else None
         program = stack.program(parts, training=weight is not None)
         if program.without_rule and len(parts) > len(images):
             # What we know nothing of may mind what else is in its batch.
@@ -155,7 +164,7 @@ class Pass:
         self.count = loss_of.count
         self._calls: list[Call] = [
             partial(_take, split.labels, self.index.flatten(), loss_of.labels.flatten()),
-            *_gather(split, self.index.flatten(), images.flatten(0, 1)),
+            *_gather(split, self.index.flatten(), flat, self.augmentation),
             *program.forward,
             *loss_of.calls,
             *(program.backward() if weight is not None else []),
@@ -171,8 +180,12 @@ def _take(rows: Tensor, index: Tensor, out: Tensor) -> None:
     torch.index_select(rows, 0, index, out=out)
 
 
-def _gather(split: Split, index: Tensor, images: Tensor) -> list[Call]:
+def _gather(
+    split: Split, index: Tensor, images: Tensor, augmentation: Augmentation | None
+) -> list[Call]:
     """The calls that bring a batch's images to where they are read, scaled."""
+    if augmentation:
+        return [partial(_take, split.images, index, augmentation.pixels), augmentation]
     if split.images.dtype is images.dtype:
         return [partial(_take, split.images, index, images)]
     pixels = torch.empty_like(images, dtype=split.images.dtype)
@@ -197,7 +210,9 @@ def train(run: Training) -> Iterator[list[Record]]:
         optimizer.begin(epoch, run.step)
         rates = optimizer.learning_rates()
         images_seen = 0
-        for index in batches(run, epoch):
+        order = batches(run, epoch)
+        rows = draws(run.augment, group_seeds(run), run.data.shape[1:], run.step, order)
+        for index in order:
             groups, size = index.shape
             if size not in steps:
                 steps[size] = _step(run, (groups, size), totals)
@@ -205,6 +220,8 @@ def train(run: Training) -> Iterator[list[Record]]:
             optimizer.begin(epoch, run.step)
             stack.begin(run.step)
             one.index.copy_(index)
+            if one.augmentation:
+                one.augmentation.rows.copy_(next(rows).flatten(0, 1))
             step()
             images_seen += size
             run.step += 1
@@ -241,7 +258,8 @@ def _step(run: Training, shape: tuple[int, int], totals: MetricAccumulator) -> t
         The pass, in whose `index` a batch is put, and what makes the step then.
     """
     weight = 1 / shape[1] if run.reduction == "mean" else 1.0
-    one = Pass(run.stack, run.data.train, run.loss, shape, totals, weight)
+    augment = run.augment if run.augment.active else None
+    one = Pass(run.stack, run.data.train, run.loss, shape, totals, weight, augment)
 
     def step() -> None:
         one()
@@ -261,7 +279,7 @@ def batches(run: Training, epoch: int) -> list[Tensor]:
         For each the places of its images in the training split, shape (G, batch): a row for each
         of G groups of R/G neighbouring replicas.
     """
-    seeds = _groups(run.seeds) if run.shuffle else run.seeds[:1]
+    seeds = group_seeds(run)
     orders = {s: epoch_order(s, epoch, len(run.data.train), run.shuffle) for s in set(seeds)}
     first = epoch * run.steps_per_epoch
     left = slice((run.step - first) * run.batch_size, (run.steps - first) * run.batch_size)
@@ -269,14 +287,16 @@ def batches(run: Training, epoch: int) -> list[Tensor]:
     return list(order.split(run.batch_size, dim=1))
 
 
-def _groups(seeds: list[int]) -> list[int]:
+def group_seeds(run: Training) -> list[int]:
     """The seeds of groups of neighbouring replicas that see the same, if all are of one size.
 
     Else every replica is a group of its own.
     """
-    groups = [(seed, len(list(alike))) for seed, alike in groupby(seeds)]
+    if not run.shuffle and not run.augment.active:
+        return run.seeds[:1]
+    groups = [(seed, len(list(alike))) for seed, alike in groupby(run.seeds)]
     one_size = len({size for _, size in groups}) == 1
-    return [seed for seed, _ in groups] if one_size else seeds
+    return [seed for seed, _ in groups] if one_size else run.seeds
 
 
 class Evaluation:

@@ -20,7 +20,7 @@ from mnist_cli.config.schema import (
     MlpModel,
     ModelConfig,
 )
-from mnist_cli.data.seeds import derive
+from mnist_cli.data.seeds import derive, random_bits
 from mnist_cli.models.scratch import SoftmaxRegression, TensorNet
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "sigmoid": nn.Sigmoid, "tanh": nn.Tanh}
@@ -216,30 +216,7 @@ def keep_mask(positions: Tensor, seed: Tensor, p: float) -> Callable[[Tensor], T
         seed: of the layer, int64; broadcast against the positions.
         p: the share that is dropped.
     """
-    # What does not depend on the step is hashed once. int32 adds and multiplies modulo 2^32 as the
-    # hash wants it, in half the memory of int64.
-    fixed = _hash32(_low32(positions + (seed & 0xFFFFFFFF))) ^ _low32(seed >> 32)
+    bits = random_bits(positions, seed)
     least = torch.tensor(min(round(p * 2**32), 2**32 - 1) - 2**31, dtype=torch.int32)
-
-    def keep(step: Tensor) -> Tensor:
-        step = _low32(step.long())
-        bits = _hash32(fixed ^ (step + step))
-        # The sign flipped: signed numbers then lie in the order of unsigned ones.
-        return (_hash32(bits + step) ^ -(2**31)) >= least
-
-    return keep
-
-
-def _low32(x: Tensor) -> Tensor:
-    """The low 32 bits of int64."""
-    return (x & 0xFFFFFFFF).sub((x & 0x80000000) << 1).int()
-
-
-def _hash32(x: Tensor) -> Tensor:
-    """A 32-bit hash of each element of int32, whose sign a shift to the right drags along.
-
-    The constants are those of Chris Wellons' `lowbias32`, found by search for a low avalanche bias.
-    """
-    x = (x ^ ((x >> 16) & 0xFFFF)) * 0x7FEB352D
-    x = (x ^ ((x >> 15) & 0x1FFFF)) * (0x846CA68B - 2**32)
-    return x ^ ((x >> 16) & 0xFFFF)
+    # The sign flipped: signed numbers then lie in the order of unsigned ones.
+    return lambda step: (bits(step) ^ -(2**31)) >= least
