@@ -1,9 +1,12 @@
 """Randomness as a function: of the seed, of what it is for, and of when; never of hidden state."""
 
 import hashlib
-from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-from torch import Tensor
+if TYPE_CHECKING:  # whoever has tensors has torch; others do without
+    from collections.abc import Callable
+
+    from torch import Tensor
 
 
 def derive(seed: int, *purpose: str | int) -> int:
@@ -22,7 +25,7 @@ def derive(seed: int, *purpose: str | int) -> int:
     return int.from_bytes(digest, "little") >> 1
 
 
-def random_bits(positions: Tensor, seed: Tensor) -> Callable[[Tensor], Tensor]:
+def random_bits(positions: "Tensor", seed: "Tensor") -> "Callable[[Tensor], Tensor]":
     """Random numbers of 32 bits, as a function of the step's number, int32 or int64.
 
     Args:
@@ -33,19 +36,19 @@ def random_bits(positions: Tensor, seed: Tensor) -> Callable[[Tensor], Tensor]:
     # hash wants it, in half the memory of int64.
     fixed = _hash32(_low32(positions + (seed & 0xFFFFFFFF))) ^ _low32(seed >> 32)
 
-    def bits(step: Tensor) -> Tensor:
+    def bits(step: "Tensor") -> "Tensor":
         step = _low32(step.long())
         return _hash32(_hash32(fixed ^ (step + step)) + step)
 
     return bits
 
 
-def _low32(x: Tensor) -> Tensor:
+def _low32(x: "Tensor") -> "Tensor":
     """The low 32 bits of int64."""
     return (x & 0xFFFFFFFF).sub((x & 0x80000000) << 1).int()
 
 
-def _hash32(x: Tensor) -> Tensor:
+def _hash32(x: "Tensor") -> "Tensor":
     """A 32-bit hash of each element of int32, whose sign a shift to the right drags along.
 
     The constants are those of Chris Wellons' `lowbias32`, found by search for a low avalanche bias.

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mnist_cli.config import Config, MlpModel
+from mnist_cli.data.augment import Augmentation, draws
 from mnist_cli.data.dataset import Dataset, epoch_order
 from mnist_cli.engine.loop import Record, Training, batches, prepare, train
 from mnist_cli.engine.optimizers import Optimizer
@@ -64,6 +65,10 @@ SCHEDULERS: dict[str, tuple[dict[str, Any], Any]] = {
         lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, T_max=5, eta_min=1e-4),
     ),
 }
+AUGMENT = {
+    "translate": 2, "rotate": 20.0, "scale": [0.8, 1.2], "shear": 10.0, "flip": 0.5,
+    "erase": 0.5, "elastic": 30.0,
+}  # fmt: skip
 RATES = [1e-2, 3e-3, 1e-3]
 
 
@@ -100,6 +105,7 @@ def train_stack(
         batch_size=BATCH,
         shuffle=True,
         reduction=config.loss.reduction,
+        augment=config.augment,
     )
     return stack, list(train(run))
 
@@ -119,6 +125,8 @@ def train_alone(
             for layer in dropouts(model):
                 layer.step.fill_(step)
             images, labels = data.train.images[index].double() / 255, data.train.labels[index]
+            if config.augment.active:
+                images = augmented(config, data, index, step, seed)
             optim.zero_grad()
             loss = F.cross_entropy(model(images), labels, reduction=config.loss.reduction)
             loss.backward()
@@ -133,6 +141,18 @@ def train_alone(
             schedule.step()
         losses.append(total / len(data.train))
     return model.state_dict(), losses
+
+
+def augmented(config: Config, data: Dataset, index: Tensor, step: int, seed: int) -> Tensor:
+    """Each image by itself."""
+    images = torch.empty(len(index), *data.shape, dtype=torch.float64)
+    for image, place in zip(images, index, strict=True):
+        augmentation = Augmentation(config.augment, 255, image[None])
+        (rows,) = draws(config.augment, [seed], data.shape[1:], step, [place.view(1, 1)])
+        augmentation.pixels.copy_(data.train.images[place])
+        augmentation.rows.copy_(rows[0])
+        augmentation()
+    return images
 
 
 def assert_same(stack: Stack, r: int, alone: dict[str, Tensor]) -> None:
@@ -181,6 +201,39 @@ def test_any_number_of_replicas_and_orders(replicas: int, shared: bool, data: Da
     for r in range(replicas):
         state, _ = train_alone(config, "adam", "step", data, rates[r], seeds[r])
         assert_same(stack, r, state)
+
+
+@pytest.mark.parametrize("model", ["mlp-dropout", "cnn"])
+@pytest.mark.parametrize("seeds", [[3], [0, 1, 2], [5, 5, 5], [1, 1, 2, 2], [1, 1, 2]], ids=str)
+def test_replicas_see_images_augmented_as_the_runs_alone_do(
+    seeds: list[int], model: str, data: Dataset
+) -> None:
+    config = config_of(model, "sgd-momentum", "constant", augment=AUGMENT)
+    stack, epochs = train_stack(config, data, [1e-2] * len(seeds), seeds)
+    for r, seed in enumerate(seeds):
+        state, losses = train_alone(config, "sgd-momentum", "constant", data, 1e-2, seed)
+        assert_same(stack, r, state)
+        assert [records[r]["train/loss"] for records in epochs] == pytest.approx(losses, rel=1e-8)
+        wrong, _ = train_alone(config, "sgd-momentum", "constant", data, 1e-2, seed + 1)
+        with pytest.raises(AssertionError):
+            assert_same(stack, r, wrong)
+
+
+@pytest.mark.parametrize("precision", ["fp64", "fp32", "bf16"])
+def test_seeds_have_images_of_their_own_in_one_order(precision: str, data: Dataset) -> None:
+    section = {"name": "synthetic", "batch_size": BATCH, "shuffle": False}
+    length = {"epochs": EPOCHS, "precision": precision}
+    config = config_of("mlp", "sgd", "constant", data=section, augment=AUGMENT, train=length)
+    configs = [
+        config.model_copy(update={"train": config.train.model_copy(update={"seed": seed})})
+        for seed in (0, 1)
+    ]
+    run, alone = prepare(configs, data), prepare(configs[1:], data)
+    for each in (run, alone):
+        list(train(each))
+    for name, value in alone.stack.state_dict(0).items():
+        near = {"fp64": 1e-12, "fp32": 1e-6, "bf16": 1e-4}[precision]
+        torch.testing.assert_close(run.stack.state_dict(1)[name], value, rtol=0, atol=near)
 
 
 @pytest.mark.parametrize("loss", LOSSES)

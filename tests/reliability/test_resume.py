@@ -17,7 +17,7 @@ from unittest import mock
 
 import pytest
 
-from mnist_cli.config import Config
+from mnist_cli.config import AugmentConfig, Config
 from mnist_cli.config.schema import variants
 from mnist_cli.data import durable
 from mnist_cli.report import plots
@@ -158,6 +158,15 @@ def test_what_is_compared_can_differ(tmp_path: Path) -> None:
 def test_a_stack_goes_on_to_the_same_bits(length: dict[str, int], tmp_path: Path) -> None:
     made = history(tmp_path, stack(**length))
     assert [end["status"] for end in made.ends].count("diverged") == 1
+    for cut in made.cuts:
+        assert resumed(cut) == made.ends, cut
+
+
+def test_augmented_runs_go_on_to_the_same_bits(tmp_path: Path) -> None:
+    augment = AugmentConfig(translate=1, rotate=5.0, erase=0.2, elastic=10.0)
+    runs = [each.model_copy(update={"augment": augment}) for each in stack(steps=10)]
+    made, plain = history(tmp_path / "made", runs), history(tmp_path / "plain", stack(steps=10))
+    assert made.ends[0]["metrics"] != plain.ends[0]["metrics"]
     for cut in made.cuts:
         assert resumed(cut) == made.ends, cut
 
