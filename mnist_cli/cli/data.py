@@ -16,6 +16,8 @@ app = typer.Typer(
     rich_markup_mode=None, no_args_is_help=True, help="Fetch data sets, verify and look at them."
 )
 
+AUGMENTED = 9  # images drawn beside each
+
 UNPUBLISHED = "as it was when it was fetched (no sum of its unpacked images is published)"
 
 DataName = Annotated[str, typer.Argument(metavar="NAME", help="A data set: `mnist data list`.")]
@@ -85,6 +87,9 @@ def data_show(
     config: ConfigOption = None,
     split: Annotated[SplitName, typer.Option("--split", help="Which images.")] = "train",
     count: Annotated[int, typer.Option("-n", min=1, max=50, help="How many.")] = 5,
+    augment: Annotated[
+        bool, typer.Option("--augment", help="Beside each, what training sees in its place.")
+    ] = False,
     output: Annotated[
         Path | None, typer.Option("--out", metavar="FILE", help="The PNG; default: NAME-SPLIT.png.")
     ] = None,
@@ -94,9 +99,14 @@ def data_show(
     path = output or Path(f"{settings.data.name}-{split}.png")
     if path.suffix.lower() != ".png":
         raise UsageError(f"--out {path}: the picture is written as PNG", "end its name in .png")
+    if augment and not settings.augment.active:
+        raise UsageError(
+            "--augment: this config augments nothing", "say how, such as augment.rotate=10"
+        )
 
     import torch
 
+    from mnist_cli.data.augment import preview
     from mnist_cli.data.dataset import load
     from mnist_cli.report import plots, tables
 
@@ -106,7 +116,13 @@ def data_show(
     pixels = images.images[:count].numpy()
     labels = [data.classes[label] for label in images.labels[:count].tolist()]
     title = f"{data.name}, {settings.data.split} split: first {split} images"
-    plots.image_grid(path, title, pixels, labels)
+    if augment:
+        first = images.images[:count]
+        grid = preview(settings.augment, first, settings.train.seed, AUGMENTED)
+        captions = [text for label in labels for text in (label, *[""] * AUGMENTED)]
+        plots.image_grid(path, title, grid.flatten(0, 1).numpy(), captions, 1 + AUGMENTED)
+    else:
+        plots.image_grid(path, title, pixels, labels)
     terminal = console()
     if terminal.is_terminal and not terminal.no_color:
         terminal.print(tables.image_row(pixels, labels, terminal.width))

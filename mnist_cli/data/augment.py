@@ -169,6 +169,30 @@ class Augmentation:
             self.places.flatten(0, 1).baddbmm_(self._down, self._noise.flatten(0, 1))
 
 
+def preview(config: AugmentConfig, pixels: Tensor, seed: int, steps: int) -> Tensor:
+    """The first images of a split, each before what the first steps of a run would make of it.
+
+    Args:
+        config: the transforms.
+        pixels: uint8, shape (n, channels, height, width).
+        seed: of the run.
+        steps: how many.
+
+    Returns:
+        uint8, shape (n, 1 + steps, channels, height, width).
+    """
+    height, width = pixels.shape[2:]
+    images = torch.zeros(pixels.shape)
+    augmentation = Augmentation(config, 1, images)
+    augmentation.pixels.copy_(pixels)
+    made, batches = [pixels], [torch.arange(len(pixels))[None]] * steps
+    for rows in draws(config, [seed], (height, width), 0, batches):
+        augmentation.rows.copy_(rows[0])
+        augmentation()
+        made.append(images.round().byte())
+    return torch.stack(made, dim=1)
+
+
 def _blur(side: int, sigma: float) -> Tensor:
     """A Gaussian blur as a matrix, edges reflected; its kernel is as wide as torchvision's."""
     half = min(int(8 * sigma + 1) // 2, side - 1)

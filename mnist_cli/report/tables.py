@@ -318,6 +318,7 @@ def experiment(config: Config) -> str:
         "model.name": model.name,
         "model": settings(shape),
         "data.name": f"{data.name} {data.split}",
+        "augment": settings(config.augment.model_dump(exclude_defaults=True)),
         "optimizer.name": config.optimizer.name,
         "optimizer.lr": f"lr {format_value(config.optimizer.lr)}",
         "data.batch_size": f"batch {data.batch_size}",

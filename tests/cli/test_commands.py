@@ -287,6 +287,12 @@ def test_data_commands(mnist: Mnist, tmp_path: Path, monkeypatch: pytest.MonkeyP
         width, height = picture.size
         assert picture.format == "PNG"
     assert height < width < 2 * height
+    shown = ("data", "show", "data=synthetic", "-n", "3", "--augment")
+    refused = mnist(*shown)
+    assert (refused.code, "augments nothing" in refused.err) == (2, True)
+    assert mnist(*shown, "augment.rotate=10", "augment.erase=0.5").code == 0
+    with Image.open("synthetic-train.png") as picture:
+        assert picture.width > 2 * picture.height
     assert not Path("data").exists()
     for name in ("x.jpg", "x", "png"):
         ended = mnist("data", "show", "data=synthetic", "--out", name)
