@@ -18,7 +18,7 @@ from mnist_cli.data.seeds import derive, random_bits
 
 NUMBERS = 12  # drawn for each image
 ROW = 11  # six of the affine map, four of the erased rectangle, one that the displacement is of
-STEPS_AT_ONCE = 64  # a small call costs more than what it computes
+IMAGES_AT_ONCE = 4096  # a small call costs more than what it computes
 ASPECT = 3.3  # an erased rectangle's sides have a ratio from 1/ASPECT to ASPECT
 
 
@@ -46,12 +46,14 @@ def draws(
     device = batches[0].device
     keys = torch.tensor([derive(seed, "augment") for seed in seeds], device=device)[:, None]
     numbers = torch.arange(NUMBERS, device=device)[:, None, None]
-    for first in range(0, len(batches), STEPS_AT_ONCE):
-        some = batches[first : first + STEPS_AT_ONCE]
+    at_once = max(1, IMAGES_AT_ONCE // batches[0].numel())
+    for first in range(0, len(batches), at_once):
+        some = batches[first : first + at_once]
         sizes = [batch.shape[1] for batch in some]
-        steps = [step + first + i for i, images in enumerate(sizes) for _ in range(images)]
+        steps = torch.arange(step + first, step + first + len(some)).to(device)
+        steps = steps.repeat_interleave(torch.tensor(sizes, device=device), output_size=sum(sizes))
         positions = torch.cat([*some], dim=1) * NUMBERS + numbers  # (NUMBERS, G, images)
-        bits = random_bits(positions, keys)(torch.tensor(steps, device=device))
+        bits = random_bits(positions, keys)(steps)
         # 24 bits are all that float32 holds: so the numbers are below 1.
         rows = change(config, (bits >> 8).float() / 2**24 + 0.5, size)
         yield from rows.split(sizes, dim=1)

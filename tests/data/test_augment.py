@@ -247,7 +247,7 @@ def test_an_image_does_not_depend_on_its_batch(dtype: torch.dtype, channels: int
 
 def test_batches_drawn_together_are_those_drawn_one_by_one() -> None:
     config = config_of(**EVERYTHING)
-    index = [torch.arange(i, i + 6).view(2, 3) for i in range(100)]
+    index = [torch.arange(i, i + 100).view(2, 50) for i in range(100)]
     together = list(draws(config, [4, 5], SIZE, 10, index))
     assert len(together) == 100
     for i, rows in enumerate(together):

@@ -10,7 +10,7 @@ from mnist_cli.config import Config
 from mnist_cli.data.dataset import Dataset, epoch_order, load
 from mnist_cli.engine.loop import Training, prepare, train
 from mnist_cli.models.modules import build, cost
-from tests.engine.test_stack import OPTIMIZERS, config_of
+from tests.engine.test_stack import AUGMENT, OPTIMIZERS, config_of
 
 BATCH = 32
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -74,7 +74,10 @@ def test_bfloat16_is_autocast_over_fp32_weights(data: Dataset) -> None:
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_captured_steps_are_the_eager_ones(optimizer: str) -> None:
     section = {"name": "synthetic", "size": 700, "batch_size": BATCH}
-    config = config_of("mlp-dropout", optimizer, "cosine", data=section, train={"epochs": 3})
+    length = {"epochs": 3}
+    config = config_of(
+        "mlp-dropout", optimizer, "cosine", data=section, train=length, augment=AUGMENT
+    )
     data = load(config.data, torch.device("cuda"), print)
     captured = trained([config, config], data)
     with pytest.MonkeyPatch.context() as patch:
