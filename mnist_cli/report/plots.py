@@ -251,7 +251,7 @@ def _sample(values: Sequence[float | None]) -> Sample:
 def _final_train(run: RunDirectory) -> float | None:
     """Training accuracy with the final weights, else the last epoch's running mean; if finite."""
     records, final = run.metrics(), run.summary().get("final", {})
-    if not records or records[-1]["train/loss"] is None:
+    if not records or not math.isfinite(records[-1]["train/loss"]):
         return None
     return float(final.get("train/acc", records[-1]["train/acc"]))
 

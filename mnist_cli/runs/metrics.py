@@ -5,12 +5,18 @@ import json
 import math
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import TYPE_CHECKING, Any, Self, cast
 
 from mnist_cli.data import durable
-from mnist_cli.engine.loop import Record
+from mnist_cli.errors import UsageError
 from mnist_cli.runs.documents import finite
+
+if TYPE_CHECKING:  # as it imports torch
+    from mnist_cli.engine.loop import Record
+
+REQUIRED = {"epoch", "lr", "train/loss", "train/acc", "val/loss", "val/acc"}  # of all epochs
 
 
 class MetricsLog:
@@ -44,7 +50,7 @@ class MetricsLog:
         return {"bytes": self._length, "sha256": self._sum.hexdigest()}
 
     @classmethod
-    def recover(cls, path: Path, mark: Mapping[str, Any]) -> tuple[Self, list[Record], int]:
+    def recover(cls, path: Path, mark: Mapping[str, Any]) -> "tuple[Self, list[Record], int]":
         """The file as it was at a commit; what was added since is cut off.
 
         Args:
@@ -67,13 +73,21 @@ class MetricsLog:
             raise ValueError("lines are missing or damaged")
         if extra:
             os.truncate(path, log._length)
-        return log, read_records(kept), len(extra)
+        return log, read_records(kept, path), len(extra)
 
 
-def read_records(content: bytes) -> list[Record]:
-    """The records in lines of JSON; JSON has null for what was not finite."""
-    records = [json.loads(line) for line in content.splitlines()]
-    return [
-        cast("Record", {k: math.nan if v is None else v for k, v in record.items()})
-        for record in records
-    ]
+def read_records(content: bytes, path: Path) -> "list[Record]":
+    """The records in whole lines of JSON; JSON has null for what was not finite.
+
+    Raises:
+        UsageError: a line is damaged.
+    """
+    records = []
+    for number, line in enumerate(content.split(b"\n")[:-1], 1):
+        with suppress(ValueError):
+            record = json.loads(line)
+            if isinstance(record, dict) and record.keys() >= REQUIRED:
+                records.append({k: math.nan if v is None else v for k, v in record.items()})
+        if len(records) < number:
+            raise UsageError(f"{path}: line {number} is not the record of an epoch")
+    return cast("list[Record]", records)

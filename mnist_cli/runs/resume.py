@@ -13,7 +13,7 @@ from mnist_cli.errors import CheckpointError, UsageError
 from mnist_cli.runs import checkpoint as checkpoints
 from mnist_cli.runs.checkpoint import Checkpoint
 from mnist_cli.runs.documents import Meta, new_meta, now, this_process
-from mnist_cli.runs.metrics import MetricsLog, read_records
+from mnist_cli.runs.metrics import MetricsLog
 from mnist_cli.runs.run import ReplicaState, Run, create, update_meta, write_config
 from mnist_cli.runs.store import RunDirectory
 
@@ -111,9 +111,9 @@ def _read_outcome(run: Run) -> bool:
     if status not in ("finished", "diverged") or status != found.get("status"):
         return False
     try:
-        records = read_records(run.folder.metrics_path.read_bytes())
+        records = run.folder.metrics()
         best = checkpoints.load(run.folder.best).epoch if found.get("best") else None
-    except (OSError, ValueError, CheckpointError):
+    except (UsageError, CheckpointError):
         return False
     if (len(records), best) != (found.get("epochs"), (found.get("best") or {}).get("epoch")):
         return False

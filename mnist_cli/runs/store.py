@@ -5,13 +5,12 @@ Nothing here changes a run: `runs.run` and `sweeps.sweep` write.
 """
 
 import difflib
-import json
 import os
 import re
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mnist_cli import config as configs
 from mnist_cli.config import Config
@@ -19,8 +18,11 @@ from mnist_cli.data import durable
 from mnist_cli.errors import UsageError
 from mnist_cli.runs import lock
 from mnist_cli.runs.documents import Meta, Summary, read_json
+from mnist_cli.runs.metrics import read_records
 
-RECORD = {"epoch", "lr", "train/loss", "train/acc", "val/loss", "val/acc"}  # what all epochs have
+if TYPE_CHECKING:
+    from mnist_cli.engine.loop import Record
+
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")  # of a folder, without its number
 
 
@@ -146,27 +148,17 @@ class RunDirectory:
         damaged = (self.path / "summary.json").exists() and not self.summary()
         return "damaged" if damaged else said
 
-    def metrics(self) -> list[dict[str, Any]]:
+    def metrics(self) -> "list[Record]":
         """One record per epoch; a last line that was cut off is not one.
 
         Raises:
             UsageError: a line before the last is damaged.
         """
-        path = self.metrics_path
         try:
-            lines = path.read_bytes().split(b"\n")[:-1] if path.is_file() else []
+            content = self.metrics_path.read_bytes() if self.metrics_path.is_file() else b""
         except OSError:
             return []
-        records = []
-        for number, line in enumerate(lines, 1):
-            try:
-                record = json.loads(line)
-            except ValueError:
-                record = None
-            if not isinstance(record, dict) or not record.keys() >= RECORD:
-                raise UsageError(f"{path}: line {number} is not the record of an epoch")
-            records.append(record)
-        return records
+        return read_records(content, self.metrics_path)
 
 
 def create(root: Path, name: str) -> RunDirectory:

@@ -20,11 +20,9 @@ from typing import Any
 from unittest import mock
 
 from mnist_cli.config import load
-from mnist_cli.data import durable
-from mnist_cli.errors import DataError
-from mnist_cli.runs import checkpoint, run, store
+from mnist_cli.runs import run, store
 from mnist_cli.runs.datasets import Datasets
-from mnist_cli.sweeps.driver import drive
+from mnist_cli.sweeps import driver
 from mnist_cli.sweeps.executors import in_process
 from mnist_cli.sweeps.jobs import Epoch
 from mnist_cli.sweeps.plan import StackPlan
@@ -117,36 +115,26 @@ def _flipped(asked: argparse.Namespace, place: Path, part: int) -> Attacks:
 
 def _cost(place: Path) -> str:
     """How much of an epoch a run spends in its commit: the median over three times four epochs."""
-    shares: list[float] = []
-    spent = 0.0
-
-    def counted(function: Callable[..., None]) -> Callable[..., None]:
-        def call(*args: Any) -> None:
-            nonlocal spent
-            began = time.perf_counter()
-            function(*args)
-            spent += time.perf_counter() - began
-
-        return call
-
-    config = load("mlp", (), (), ()).config.model_copy(update={"sweep": {}})
+    config = load("mlp").config.model_copy(update={"sweep": {}})
     datasets = Datasets(lambda _: None)
-    try:
-        datasets.get(config)
-    except DataError as error:
-        return f"not measured: {error}"
-    with (
-        mock.patch.object(checkpoint, "save", counted(checkpoint.save)),
-        mock.patch.object(durable, "append", counted(durable.append)),
-    ):
+    datasets.get(config)
+    spent: list[float] = []
+    commit = run.commit
+
+    def timed(*args: Any) -> None:
+        began = time.perf_counter()
+        commit(*args)
+        spent.append(time.perf_counter() - began)
+
+    epochs = []
+    with mock.patch.object(driver, "commit", timed):
         for _ in range(3):
             one = run.create(config, store.create(place / "runs", "cost"))
-            began, spent = time.perf_counter(), 0.0
-            for event in drive([one], [StackPlan((0,), 1)], partial(in_process, datasets=datasets)):
-                if isinstance(event, Epoch):
-                    now = time.perf_counter()
-                    shares.append(spent / (now - began))
-                    began, spent = now, 0.0
+            events = driver.drive(
+                [one], [StackPlan((0,), 1)], partial(in_process, datasets=datasets)
+            )
+            epochs += [event.seconds for event in events if isinstance(event, Epoch)]
+    shares = [cost / epoch for cost, epoch in zip(spent, epochs, strict=True)]
     return f"{100 * statistics.median(shares):.1f} %"
 
 
