@@ -1,7 +1,6 @@
 """Runs that go on: from wherever they were cut they come to the bits of one that never was."""
 
 import contextlib
-import itertools
 import os
 import random
 import re
@@ -374,11 +373,11 @@ def test_what_cannot_go_on_is_refused_with_the_reason(mnist: Mnist, runs: Path) 
         ended = mnist("resume", *argv)
         assert (ended.code, ended.out) == (2, ""), argv
         assert word in ended.err, argv
-    runs_of_4 = itertools.product(("mlp-0001", "mlp-0003"), (1, 9))
-    edits = [(f"{name}/config.yaml", "epochs: 4", f"epochs: {n}") for name, n in runs_of_4]
-    edits += [
+    edits = [
+        ("mlp-0001/config.yaml", "epochs: 4", "epochs: 1"),
         ("mlp-0001/config.yaml", "lr: 0.001", "lr: 0.002"),
-        ("mlp-0003/config.yaml", "lr: 0.001", "lr: 0.002"),  # which is finished
+        ("mlp-0003/config.yaml", "epochs: 4", "epochs: 9"),  # which is finished
+        ("mlp-0003/config.yaml", "lr: 0.001", "lr: 0.002"),
         ("mlp-sweep-0001/trials/001/config.yaml", "epochs: 4", "epochs: 1"),
         ("mlp-sweep-0001/sweep.yaml", "epochs: 4", "epochs: 1"),
         ("mlp-sweep-0001/sweep.yaml", "0.01", "0.02"),
@@ -396,27 +395,6 @@ def test_what_cannot_go_on_is_refused_with_the_reason(mnist: Mnist, runs: Path) 
     (runs / "mlp-0001" / "config.yaml").unlink()
     ended = mnist("resume", str(runs / "mlp-0001"))
     assert (ended.code, "a folder with a config.yaml" in ended.err) == (2, True)
-
-
-def test_a_resumed_sweep_shows_published_figures_of_a_run_that_diverged(
-    mnist: Mnist, runs: Path, tmp_path: Path
-) -> None:
-    """What was not finite stands as null in its records, and is a number again."""
-    (tmp_path / "published.yaml").write_text(
-        "data: {name: synthetic, size: 140}\n"
-        "optimizer: sgd\n"
-        "train: {epochs: 3}\n"
-        "sweep: {optimizer.lr: [1.0e+38, 0.1]}\n"
-        "reference:\n"
-        "  source: a book\n"
-        "  runs:\n"
-        "    - {when: {optimizer.lr: 1.0e+38}, figures: {val/loss: 1.0, train/loss: [2.0, 1.0]}}\n"
-    )
-    with cut_after(2):
-        assert mnist("sweep", "--config", str(tmp_path / "published.yaml")).code == 3
-    ended = mnist("resume", "published-sweep-0001")
-    assert ended.code == 0, ended.err
-    assert "a book" in ended.out
 
 
 # ------------------------------------------------------------------- folders that were meddled with
@@ -496,13 +474,3 @@ def test_nothing_is_written_through_a_link(
             ended = mnist(*argv)
             assert (ended.code, f"{folder.path / name} is a link" in ended.err) == (2, True)
     assert {p: p.stat().st_mtime_ns for p in files} == files
-
-
-def test_no_picture_is_named_by_what_a_summary_says(
-    mnist: Mnist, runs: Path, tmp_path: Path
-) -> None:
-    folder = trained_sweep(mnist)
-    edit(folder.path / "summary.json", '"optimizer.lr"', '"../../../x"')
-    assert folder.status() == "damaged"
-    mnist("plot", folder.name)
-    assert not list(tmp_path.glob("*x*"))

@@ -7,6 +7,7 @@ import struct
 import time
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,27 +25,18 @@ from tests.reliability.harness import plain
 
 def made(**changes: Any) -> Checkpoint:
     """A checkpoint as training leaves it in `last.pt`, small."""
-    config = Config.model_validate(
-        {"model": {"name": "mlp", "width": 2}, "data": {"name": "synthetic", "size": 70}}
+    values = {"model": {"name": "mlp", "width": 2}, "data": {"name": "synthetic", "size": 70}}
+    config = Config.model_validate(values)
+    moments = {"exp_avg": torch.linspace(-1, 1, 50), "step": torch.tensor(12.0)}
+    whole = Checkpoint(
+        config=config.resolved(),
+        epoch=3,
+        step=12,
+        metrics={"epoch": 3, "val/acc": 0.5, "val/loss": 1.25},
+        model=dict(build(config.model, (1, 28, 28), 10, 0).state_dict()),
+        resume={"optimizer": moments, "best_epoch": None, "seconds": 1.5},
     )
-    resume = {
-        "optimizer": {
-            "step": torch.tensor(12.0),
-            "exp_avg": torch.linspace(-1, 1, 50),
-            "exp_avg_sq": torch.linspace(0, 1, 50, dtype=torch.float64),
-        },
-        "best_epoch": None,
-        "seconds": 1.5,
-    }
-    content: dict[str, Any] = {
-        "config": config.resolved(),
-        "epoch": 3,
-        "step": 12,
-        "metrics": {"epoch": 3, "val/acc": 0.5, "val/loss": 1.25},
-        "model": dict(build(config.model, (1, 28, 28), 10, 0).state_dict()),
-        "resume": resume,
-    }
-    return Checkpoint(**content | changes)
+    return replace(whole, **changes)
 
 
 @pytest.fixture
@@ -161,20 +153,15 @@ class Evil:
 
 
 @pytest.mark.parametrize("place", ["alone", "model", "config", "resume"])
-@pytest.mark.parametrize("asked", [None, "1"])
-def test_code_is_not_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, asked: str | None
-) -> None:
-    if asked:
-        monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", asked)
+def test_code_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str) -> None:
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
     sentinel, path = tmp_path / "ran", tmp_path / "evil.pt"
     evil = Evil(sentinel)
     content = vars(made()) | {"format": FORMAT, place: {"a": [evil]}}
     torch.save(evil if place == "alone" else content, path)
     assert "asks for posix.system, which is code" in refusal(path)
-    for protocol in range(pickle.HIGHEST_PROTOCOL + 1):  # a bare pickle
-        (tmp_path / "bare.pt").write_bytes(pickle.dumps(evil, protocol))
-        refusal(tmp_path / "bare.pt")
+    (tmp_path / "bare.pt").write_bytes(pickle.dumps(evil))
+    refusal(tmp_path / "bare.pt")
     assert not sentinel.exists()
     torch.load(path, weights_only=False)  # which is what would have happened
     assert sentinel.exists()
@@ -218,15 +205,11 @@ def model_of(width: int) -> dict[str, Any]:
         (weights("1.bias", torch.zeros(2).to_sparse()), "1.bias is not"),
         (weights("1.bias", torch.zeros(2, device="meta")), "1.bias is not"),
         (weights("1.bias", torch.tensor([0, float("nan")])), "1.bias has val"),
-        (weights("1.bias", torch.tensor([-float("inf"), 0])), "1.bias has val"),
         ({"model": {3: torch.zeros(3)}}, "3 is not a named tensor"),
         ({"config": {"modle": "mlp"}}, "its config cannot be used"),
         ({"config": {"optimizer": {"lr": -1}}}, "optimizer.lr: must be greater than 0"),
-        ({"config": {3: {}}}, "its config cannot be used"),
-        ({"config": {"name": {1, 2}}}, "its config cannot be used"),
         ({"config": {"train": {"seed": 10**30}}}, "its config cannot be used"),
         (model_of(width=2**62), "its config cannot be used"),
-        (model_of(width=2**63), "its config cannot be used"),
         (model_of(width=10**12), "1.weight has shape (2, 784)"),
     ],
 )
@@ -282,12 +265,10 @@ def test_a_config_that_holds_itself_or_one_list_many_times_is_refused(tmp_path: 
         folded = [folded] * 20
     loop: list[Any] = []
     loop += [loop] * 1000
-    deep: Any = []
-    for _ in range(300):
-        deep = [deep]
-    for value in (folded, loop, deep):
-        path = write(tmp_path / "a.pt", config=made().config | {"name": value})
-        assert "its config" in refusal(path)
+    for value in (folded, loop):
+        assert "its config" in refusal(
+            write(tmp_path / "a", config=made().config | {"name": value})
+        )
 
 
 # ------------------------------------------------------------------------- not even files, the CLI

@@ -115,17 +115,14 @@ def python(*argv: str) -> "subprocess.CompletedProcess[str]":
 
 
 def test_the_document() -> None:
-    options = ("--quick", "--only", "logistic", "--json")
-    ended = python("mnist_cli", "bench", *options)
+    ended = python("mnist_cli", "bench", "--quick", "--only", "logistic", "--json")
     found = json.loads(ended.stdout, parse_constant=pytest.fail)
-    assert list(found) == ["machine", "rounds", "works"]
     machine = ["cpu", "cores", "threads", "device", "torch", "python", "system", "load"]
-    assert list(found["machine"]) == machine
-    assert found["rounds"] == 1
+    assert [*found["machine"]] == machine
     (work,) = found["works"]
     variants = work.pop("variants")
-    assert list(work) == ["name", "experiment", "about", "batch_size", "optimizer"]
-    assert list(work.values()) == ["logistic", "E1", "784-10", 64, "adam"]
+    about = {"name": "logistic", "experiment": "E1", "about": "784-10"}
+    assert work == {**about, "batch_size": 64, "optimizer": "adam"}
     names = ["tutorial", "alone", "stack of 4", "stack of 16", "stack of 64"]
     assert [each["name"] for each in variants] == names
     for each in variants:
@@ -136,16 +133,12 @@ def test_the_document() -> None:
 
 def check(found: dict[str, Any]) -> None:
     """One variant is whole, and its figures fit each other."""
-    assert list(found) == [
-        *("name", "runs", "precision", "parts", "processes", "threads"),
-        *("step_us", "run_us", "limit_us", "speedup", "limit_share"),
-    ]
     runs, step, run, limit = (found[key] for key in ("runs", "step_us", "run_us", "limit_us"))
     assert sum(found["parts"]) == runs
     for figures in (step, run, limit or run):
-        assert list(figures) == ["median", "low", "high"]
         assert 0 < figures["low"] <= figures["median"] <= figures["high"]
     assert step["median"] == pytest.approx(runs * run["median"], rel=0.01)
+    assert {"precision", "processes", "threads"} <= found.keys()
     if found["name"] == "tutorial":
         assert (found["speedup"], limit, found["limit_share"]) == (1, None, None)
     else:
