@@ -1,5 +1,6 @@
 """The command `mnist`, also as `python -m mnist_cli`."""
 
+import gc
 import os
 import signal
 import sys
@@ -22,15 +23,14 @@ def main() -> None:
     # `bench` leaves it as it is: the tutorial's loop is to wait as a script of its own would.
     if sys.argv[1:2] != ["bench"]:
         os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    gc.set_threshold(100_000)  # imports make many objects and no garbage
     from mnist_cli.cli import run_command  # noqa: PLC0415
 
+    # All output is flushed by then. Taking torch apart would take as long again as loading it.
     try:
-        code = run_command(sys.argv[1:])
+        os._exit(run_command(sys.argv[1:]))
     except KeyboardInterrupt:  # it came while the command was ending
-        code = 130
-    for number in SIGNALS:  # nothing is left that could be interrupted
-        signal.signal(number, signal.SIG_IGN)
-    sys.exit(code)
+        os._exit(130)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import shlex
 import sys
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,6 +16,7 @@ from mnist_cli.cli import options as opt
 from mnist_cli.cli import screen
 from mnist_cli.config import Config, Flag
 from mnist_cli.errors import MnistError, RunError, SweepError, UsageError, in_words, remedy
+from mnist_cli.report.painter import Draw, painter
 from mnist_cli.runs import interrupts, store
 from mnist_cli.runs.interrupts import Terminated
 from mnist_cli.sweeps.expand import Trial, expand, group, separators
@@ -58,13 +60,11 @@ def train(
         options = {"fuse": fuse == "on", "workers": workers, "test": False}
         _start_sweep(chosen, expand(chosen), root, "seeds", options, as_json)
         return
+    begin = partial(store.create, root, chosen.name or "run")
+    with _session([chosen], begin, as_json) as (session, folder):
+        from mnist_cli.runs import run as runs
 
-    from mnist_cli.runs import run as runs
-
-    datasets = _datasets()
-    datasets.get(chosen)  # first of all: a run without its data or device leaves no folder
-    with _held(lambda: store.create(root, chosen.name or "run")) as folder:
-        _train_run(runs.create(chosen, folder), datasets, as_json)
+        _train_run(runs.create(chosen, folder), session)
 
 
 def sweep(
@@ -136,33 +136,61 @@ def resume(
         raise UsageError(
             f"{folder.name} goes on with its sweep", f"go on with: {screen.resume_command(owner)}"
         )
-    datasets, note = _datasets(), screen.console(stderr=True).print
-    with _held(lambda: folder):
+    note = screen.console(stderr=True).print
+    with _session([], lambda: folder, as_json) as (session, _):
         from mnist_cli.runs import resume as resuming
         from mnist_cli.sweeps import sweep as sweeps
 
         if folder.is_sweep:
             sweep = sweeps.reopen(folder, epochs, note)
             if sweep.status != "finished":
-                plan = sweeps.partition(sweep, datasets, workers)
-                _train_sweep(sweep, plan, datasets, as_json)
+                plan = sweeps.partition(sweep, session.datasets, workers)
+                _train_sweep(sweep, plan, session)
                 return
-            ended, summary = f"is finished: {len(sweep.runs)} runs", folder.summary()
+            ended = f"is finished: {len(sweep.runs)} runs"
         else:
             one = resuming.reopen(folder, epochs, note)
             if one.status == "waiting":
-                _train_run(one, datasets, as_json)
+                _train_run(one, session)
                 return
-            ended, summary = f"is {one.status}: {len(one.records)} epochs", folder.summary()
-        screen.print_result(as_json, summary, f"{folder.name} {ended}")
+            ended = f"is {one.status}: {len(one.records)} epochs"
+        screen.print_result(as_json, folder.summary(), f"{folder.name} {ended}")
 
 
-def _datasets() -> "Datasets":
-    """Where the data comes from. From now on there is something to save when a signal comes."""
-    from mnist_cli.runs.datasets import Datasets
+@dataclass(frozen=True)
+class _Session:
+    """What a command that trains works with.
 
-    interrupts.listen()
-    return Datasets(screen.console(stderr=True).print)
+    Attributes:
+        datasets: where its data comes from.
+        draw: draws the pictures of a folder.
+    """
+
+    datasets: "Datasets"
+    draw: Draw
+    as_json: bool
+
+
+@contextmanager
+def _session(
+    needed: Sequence[Config], begin: Callable[[], store.RunDirectory], as_json: bool
+) -> Iterator[tuple[_Session, store.RunDirectory]]:
+    """A command that trains in a folder, from before torch is loaded.
+
+    Args:
+        needed: whose data and devices must be there before there is a folder.
+        begin: makes or finds the folder.
+        as_json: whether programs read stdout.
+    """
+    with painter() as draw:
+        from mnist_cli.runs.datasets import Datasets
+
+        interrupts.listen()  # from now on there is something to save
+        datasets = Datasets(screen.console(stderr=True).print)
+        for config in needed:
+            datasets.get(config)
+        with _held(begin) as folder:
+            yield _Session(datasets, draw, as_json), folder
 
 
 def _start_sweep(
@@ -174,18 +202,16 @@ def _start_sweep(
     as_json: bool,
 ) -> None:
     """Makes a sweep in a folder of its own and trains it; `options` are those of `sweep.create`."""
-    from mnist_cli.sweeps import sweep as sweeps
-
-    datasets = _datasets()
     kinds = {(t.config.data.name, t.config.train.device): t.config for t in trials}
-    for each in kinds.values():  # first of all: without its data or device it leaves no folder
-        datasets.get(each)
-    with _held(lambda: store.create(root, f"{config.name or 'run'}-{kind}")) as folder:
+    begin = partial(store.create, root, f"{config.name or 'run'}-{kind}")
+    with _session([*kinds.values()], begin, as_json) as (session, folder):
+        from mnist_cli.sweeps import sweep as sweeps
+
         sweep = sweeps.create(config, trials, folder, **options)
-        _train_sweep(sweep, sweeps.partition(sweep, datasets), datasets, as_json)
+        _train_sweep(sweep, sweeps.partition(sweep, session.datasets), session)
 
 
-def _train_run(run: "Run", datasets: "Datasets", as_json: bool) -> None:
+def _train_run(run: "Run", session: _Session) -> None:
     """Trains a run and shows what came of it."""
     from mnist_cli.report import tables
     from mnist_cli.runs.run import summary
@@ -195,7 +221,8 @@ def _train_run(run: "Run", datasets: "Datasets", as_json: bool) -> None:
 
     begins = f" goes on from epoch {len(run.records) + 1}" if run.records else ""
     about = f"{run.folder.name}{begins}: {tables.experiment(run.config)}"
-    screen.human_console(as_json).print(about)
+    screen.human_console(session.as_json).print(about)
+    datasets = session.datasets
     stacks = plan([[0]], [run.config], [datasets.get(run.config)]).stacks
     if threads := run.meta.get("threads"):  # as many as before, which decide its bits
         stacks = (StackPlan((0,), threads),)
@@ -208,7 +235,7 @@ def _train_run(run: "Run", datasets: "Datasets", as_json: bool) -> None:
     if best := run.best:
         accuracy, loss = tables.percent(best["val/acc"]), tables.loss(best["val/loss"])
         parts.append(f"best: epoch {best['epoch']}, val acc {accuracy}, val loss {loss}")
-    _show_outcome(run, [run], summary(run), parts, as_json)
+    _show_outcome(run, [run], summary(run), parts, session)
     if run.status == "diverged":
         raise RunError(
             f"{run.folder.name} diverged: its loss is no longer finite in epoch {len(run.records)}",
@@ -216,18 +243,19 @@ def _train_run(run: "Run", datasets: "Datasets", as_json: bool) -> None:
         )
 
 
-def _train_sweep(sweep: "Sweep", plan: "Plan", datasets: "Datasets", as_json: bool) -> None:
+def _train_sweep(sweep: "Sweep", plan: "Plan", session: _Session) -> None:
     """Trains a sweep and shows what came of it."""
     from mnist_cli.report import tables
     from mnist_cli.sweeps import sweep as sweeps
     from mnist_cli.sweeps.executors import Executor, in_process, local_processes
 
     stacks = tables.counted(len(plan.stacks), "stack")
+    datasets = session.datasets
     executor: Executor = partial(in_process, datasets=datasets)
     if plan.workers > 1:
         stacks += f" in {plan.workers} processes"
         executor = partial(local_processes, datasets=datasets, processes=plan.workers)
-    screen.human_console(as_json).print(
+    screen.human_console(session.as_json).print(
         f"{sweep.folder.name}: {tables.counted(len(sweep.runs), 'run')} in {stacks}: "
         f"{tables.experiment(sweep.config)}"
     )
@@ -238,7 +266,7 @@ def _train_sweep(sweep: "Sweep", plan: "Plan", datasets: "Datasets", as_json: bo
     failures = _watch(events, sweep.runs, labels, datasets)
     summary = sweeps.summary(sweep)
     ranking = [*tables.ranking(summary, sweep.config.train.select)]
-    _show_outcome(sweep, sweep.runs, summary, ranking, as_json)
+    _show_outcome(sweep, sweep.runs, summary, ranking, session)
     failed = [run.folder.name for run in sweep.runs if run.status == "failed"]
     if failed:
         cause = failures[0] if failures else None  # which --debug shows
@@ -277,10 +305,10 @@ def _show_outcome(
     runs: Sequence["Run"],
     summary: Mapping[str, Any],
     parts: "Sequence[RenderableType]",
-    as_json: bool,
+    session: _Session,
 ) -> None:
     """What came of a run or a sweep, beside what was published, in numbers and in pictures."""
-    from mnist_cli.report import plots, tables
+    from mnist_cli.report import tables
 
     if reference := trained.config.reference:
         measured = [(dict(run.config.settings()), run.figures) for run in runs]
@@ -290,9 +318,9 @@ def _show_outcome(
     if summary["best"]:
         took = f"{tables.duration(trained.seconds)} in all"
         parts = [*parts, took, *screen.checkpoint_lines(trained.folder.best)]
-    screen.print_result(as_json, summary, *parts)
+    screen.print_result(session.as_json, summary, *parts)
     try:  # last: by now the figures are on the screen
-        plots.draw(trained.folder)
+        session.draw(trained.folder)
     except Exception as error:  # noqa: BLE001 - whatever it is, the run is finished and saved
         print(f"warning: the pictures could not be drawn: {error}", file=sys.stderr)
 

@@ -13,6 +13,7 @@ import torch
 
 from mnist_cli import cli, errors
 from mnist_cli.models import modules as models
+from mnist_cli.report import plots
 from mnist_cli.runs import evaluate, store
 from mnist_cli.runs.store import RunDirectory
 from tests.cli.conftest import SMALL
@@ -61,6 +62,16 @@ def test_0_what_asks_for_nothing_to_be_done(line: str, mnist: Mnist) -> None:
 def test_0_resuming_what_is_finished(name: str, mnist: Mnist, trained: Path) -> None:
     ended = mnist("resume", name, "--json")
     assert (ended.code, ended.json["status"]) == (0, "finished")
+
+
+def test_0_what_cannot_be_drawn_is_a_warning(
+    mnist: Mnist, monkeypatch: pytest.MonkeyPatch, runs: Path
+) -> None:
+    monkeypatch.setattr(plots, "draw", raises(ValueError("no ink")))
+    ended = mnist("train", *SMALL)
+    assert ended.code == 0
+    assert re.search("^warning: .*no ink", ended.err, re.MULTILINE)
+    assert RunDirectory(runs / "mlp-0001").status() == "finished"
 
 
 # ------------------------------------------------------------------------ 1: the run has failed
