@@ -55,7 +55,7 @@ def _parts(results: Mapping[str, Any]) -> "Iterator[RenderableType]":
 
     for work in results["works"]:
         yield "{experiment} {name}: {about}, batch {batch_size}, {optimizer}".format(**work)
-        yield tables.table_of([_row(variant) for variant in work["variants"]])
+        yield tables.table([_row(variant) for variant in work["variants"]])
     machine = results["machine"]
     yield (
         "measured on {cpu} (cores: {cores}), device {device}, torch {torch} (threads: {threads}), "

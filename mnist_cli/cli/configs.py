@@ -20,15 +20,11 @@ def config_list(as_json: Json = False) -> None:
     """The configs that come with mnist."""
     from mnist_cli.report import tables
 
-    known = presets()
+    known = presets().items()
     if as_json:
-        rows = known.items()
-        print_json([{"name": n, "path": str(p), "description": description(p)} for n, p in rows])
+        print_json([{"name": n, "path": str(p), "description": description(p)} for n, p in known])
         return
-    listing = tables.table("name", "what it is")
-    for name, path in known.items():
-        listing.add_row(name, description(path))
-    console().print(listing)
+    console().print(tables.table([{"name": n, "what it is": description(p)} for n, p in known]))
 
 
 @app.command("show")

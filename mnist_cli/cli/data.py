@@ -29,19 +29,26 @@ def data_list(as_json: Json = False) -> None:
     from mnist_cli.data.prepared import data_dir, find
     from mnist_cli.report import tables
 
+    fields = ("name", "title", "train", "test")
     rows = [
-        (name, spec.title, spec.train, spec.test, str(file) if (file := find(name)) else None)
-        for name, spec in DATASETS.items()
+        {field: getattr(spec, field) for field in fields} | {"path": path and str(path)}
+        for spec, path in ((spec, find(spec.name)) for spec in DATASETS.values())
     ]
     if as_json:
-        keys = ("name", "title", "train", "test", "path")
-        print_json([dict(zip(keys, row, strict=True)) for row in rows])
+        print_json(rows)
         return
-    listing = tables.table("name", "what it is", ">train", ">test", "ready")
-    for name, title, train, test, path in rows:
-        listing.add_row(name, title, f"{train:,}", f"{test:,}", path or "not fetched")
-    listing.add_row("synthetic", "smooth shapes under noise, from a seed", "", "", "always")
-    console().print(listing)
+    listing = [
+        {
+            "name": row["name"],
+            "what it is": row["title"],
+            ">train": f"{row['train']:,}",
+            ">test": f"{row['test']:,}",
+            "ready": row["path"] or "not fetched",
+        }
+        for row in rows
+    ]
+    synthetic = {"what it is": "smooth shapes under noise, from a seed", "ready": "always"}
+    console().print(tables.table([*listing, {"name": "synthetic"} | synthetic]))
     console().print(f"data directory: {data_dir()}")
 
 

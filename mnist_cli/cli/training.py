@@ -313,8 +313,7 @@ def _show_outcome(
     if reference := trained.config.reference:
         measured = [(dict(run.config.settings()), run.figures) for run in runs]
         winner = summary["best"] if "sweep" in summary else None
-        listing = tables.reference_table(reference, measured, winner or {})
-        parts = [*parts, f"published: {reference.source}", listing] if listing else parts
+        parts = [*parts, *tables.published(reference, measured, winner or {})]
     if summary["best"]:
         took = f"{tables.duration(trained.seconds)} in all"
         parts = [*parts, took, *screen.checkpoint_lines(trained.folder.best)]

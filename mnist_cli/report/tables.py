@@ -35,24 +35,18 @@ LEGEND: dict[Verdict, str] = {
 }
 
 
-def table(*columns: str) -> Table:
-    """An empty table in the style of all of them; ">" before a name means numbers, on the right."""
-    made = Table(box=box.SIMPLE_HEAD)
-    for column in columns:
-        made.add_column(column.lstrip(">"), justify="right" if column.startswith(">") else "left")
-    return made
+def table(rows: Sequence[Mapping[str, RenderableType]], marked: int | None = None) -> Table:
+    """A table whose columns are the keys of the first row; one row may be marked.
 
-
-def table_of(rows: Sequence[Mapping[str, RenderableType]], marked: int | None = None) -> Table:
-    """A table whose columns are the keys of its rows, as in `table`; one row may be marked.
-
-    A column without anything in it (`-` and nothing) is left out.
+    ">" before a key means numbers, on the right. A column of nothing and `-` is left out.
     """
-    columns = [key for key in rows[0] if any(row[key] not in ("", "-") for row in rows)]
-    made = table(*columns)
+    columns = [key for key in rows[0] if any(row.get(key, "") not in ("", "-") for row in rows)]
+    made = Table(box=box.SIMPLE_HEAD)
+    for key in columns:
+        made.add_column(key.lstrip(">"), justify="right" if key.startswith(">") else "left")
     for index, row in enumerate(rows):
         style = "bold green" if index == marked else None
-        made.add_row(*(row[key] for key in columns), style=style)
+        made.add_row(*(row.get(key, "") for key in columns), style=style)
     return made
 
 
@@ -194,7 +188,7 @@ def _ranking_table(
             "run": members[0]["run"],
         }
         rows.append(row)
-    return table_of(rows, marked=0 if ranked[0].acc else None)
+    return table(rows, marked=0 if ranked[0].acc else None)
 
 
 def spread(sample: Sample | None) -> str:
@@ -213,11 +207,11 @@ def interval(sample: Sample | None) -> str:
     return f"{100 * low:.2f} to {100 * high:.2f} %"
 
 
-def reference_table(
+def published(
     reference: Reference,
     runs: Sequence[tuple[Mapping[str, Any], Callable[[str], Sequence[float]]]],
     best: Mapping[str, float],
-) -> Table | None:
+) -> Iterator[RenderableType]:
     """Published figures beside those measured after as many epochs.
 
     Args:
@@ -226,8 +220,8 @@ def reference_table(
             per epoch.
         best: what was measured of the sweep's winner.
 
-    Returns:
-        A row for each published figure of which something was measured; None without any.
+    Yields:
+        Their source, and a row for each of which something was measured; nothing without any.
     """
     lists = [f for run in reference.runs for f in run.figures.values() if isinstance(f, tuple)]
     epochs = reference.epochs or max(map(len, lists), default=None)
@@ -249,7 +243,9 @@ def reference_table(
             if epochs and trained != {epochs}:
                 row["within tolerance"] = f"not judged: published for {epochs} epochs"
             rows.append({"run": "the winner"} | row)
-    return table_of(rows) if rows else None
+    if rows:
+        yield f"published: {reference.source}"
+        yield table(rows)
 
 
 def _compared(
@@ -334,7 +330,7 @@ def experiment(config: Config) -> str:
 
 def plan_table(trials: "Sequence[Trial]", stack_of: Mapping[int, int]) -> Table:
     """The runs of a sweep in the order asked for, each with the number of its stack."""
-    return table_of(
+    return table(
         [
             {">run": f"{trial.index:03d}", ">stack": str(stack_of[trial.index])}
             | {f">{axis_name(key)}": format_value(item) for key, item in trial.settings.items()}
@@ -345,7 +341,7 @@ def plan_table(trials: "Sequence[Trial]", stack_of: Mapping[int, int]) -> Table:
 
 def runs_table(found: Sequence[tuple[RunDirectory, str, Record, Record]]) -> Table:
     """The runs there are: folder, status, meta and summary of each, at least one."""
-    return table_of([_runs_row(*each) for each in found])
+    return table([_runs_row(*each) for each in found])
 
 
 def _runs_row(run: RunDirectory, status: str, meta: Record, summary: Record) -> dict[str, str]:

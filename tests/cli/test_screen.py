@@ -13,7 +13,7 @@ import torch
 from mnist_cli.cli import run_command
 from mnist_cli.cli.screen import console
 from mnist_cli.errors import printable
-from mnist_cli.report.tables import table_of
+from mnist_cli.report.tables import table
 from mnist_cli.runs.store import RunDirectory
 from tests.cli.conftest import SMALL
 
@@ -68,7 +68,7 @@ def test_a_table_is_safe_and_never_cut(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "40")
-    console().print(table_of([{"a": HOSTILE, ">b": "x" * 100}]))
+    console().print(table([{"a": HOSTILE, ">b": "x" * 100}]))
     shown = capsys.readouterr().out
     assert not HARMFUL & set(shown)
     assert "x" * 100 in shown
