@@ -8,7 +8,7 @@ from typer import Option
 
 from mnist_cli import config as configs
 from mnist_cli.cli.options import Json, RunArgument, RunsDir, SplitName
-from mnist_cli.cli.screen import console, print_json
+from mnist_cli.cli.screen import checkpoint_lines, console, print_json
 from mnist_cli.runs import interrupts, store
 
 app = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help="Look at the runs there are.")
@@ -40,18 +40,19 @@ def runs_show(run: RunArgument, runs_dir: RunsDir = None, as_json: Json = False)
     from mnist_cli.report import tables
 
     folder = store.find(store.runs_root(runs_dir), run)
+    status, summary = folder.status(), folder.summary()  # in this order, as in the list
     if as_json:
-        metrics = folder.metrics()
-        print_json({"meta": folder.meta(), "summary": folder.summary(), "metrics": metrics})
+        print_json({"meta": folder.meta(), "summary": summary, "metrics": folder.metrics()})
         return
-    status = folder.status()
-    for part in tables.run_page(folder, status):
+    for part in tables.run_page(folder, status, summary):
         console().print(part)
+    if summary.get("checkpoint"):
+        print("\n".join(checkpoint_lines(summary["checkpoint"])))
     if status in ("dead", "interrupted"):
         owner = folder.owner
         known = runs_dir is None and owner.path == store.runs_root(None) / owner.name
         name = shlex.quote(owner.name if known else str(owner.path))
-        console().print(f"to go on:       mnist resume {name}")
+        print(f"to go on:       mnist resume {name}")
 
 
 def plot(

@@ -120,7 +120,7 @@ def print_result(as_json: bool, document: Any, *parts: "RenderableType") -> None
         print_json(document)
 
 
-def checkpoint_lines(path: Path) -> tuple[str, str]:
+def checkpoint_lines(path: Path | str) -> tuple[str, str]:
     """Where the best weights are, and how to measure them."""
     measure = f"mnist eval --checkpoint {shlex.quote(str(path))}"
     return f"best checkpoint: {path}", f"to evaluate it:  {measure}"

@@ -4,7 +4,6 @@ Accuracies are fractions in every file and per cent on every screen.
 """
 
 import math
-import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from statistics import fmean, stdev
@@ -363,9 +362,9 @@ def _runs_row(run: RunDirectory, status: str, meta: Record, summary: Record) -> 
     }
 
 
-def run_page(run: RunDirectory, status: str) -> Iterator[RenderableType]:
+def run_page(run: RunDirectory, status: str, summary: Record) -> Iterator[RenderableType]:
     """All there is to say of one run or sweep of this status, part by part."""
-    meta, summary = run.meta(), run.summary()
+    meta = run.meta()
     facts = {
         "run": run.name,
         "status": status,
@@ -385,8 +384,6 @@ def run_page(run: RunDirectory, status: str) -> Iterator[RenderableType]:
     for record in records:
         mark = "   best" * (record["epoch"] == best.get("epoch"))
         yield epoch_line(record, len(records)) + mark
-    if summary.get("checkpoint"):
-        yield f"to evaluate it: mnist eval --checkpoint {shlex.quote(summary['checkpoint'])}"
 
 
 def prediction(image: str, probabilities: Mapping[str, float]) -> str:
