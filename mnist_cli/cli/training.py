@@ -61,10 +61,10 @@ def train(
         _start_sweep(chosen, expand(chosen), root, "seeds", options, as_json)
         return
     begin = partial(store.create, root, chosen.name or "run")
-    with _session([chosen], begin, as_json) as (session, folder):
+    with _session([chosen], begin, as_json) as session:
         from mnist_cli.runs import run as runs
 
-        _train_run(runs.create(chosen, folder), session)
+        _train_run(runs.create(chosen, session.folder), session)
 
 
 def sweep(
@@ -137,7 +137,7 @@ def resume(
             f"{folder.name} goes on with its sweep", f"go on with: {screen.resume_command(owner)}"
         )
     note = screen.console(stderr=True).print
-    with _session([], lambda: folder, as_json) as (session, _):
+    with _session([], lambda: folder, as_json) as session:
         from mnist_cli.runs import resume as resuming
         from mnist_cli.sweeps import sweep as sweeps
 
@@ -162,10 +162,13 @@ class _Session:
     """What a command that trains works with.
 
     Attributes:
+        folder: the run's or sweep's, held by this process.
         datasets: where its data comes from.
         draw: draws the pictures of a folder.
+        as_json: whether programs read stdout.
     """
 
+    folder: store.RunDirectory
     datasets: "Datasets"
     draw: Draw
     as_json: bool
@@ -174,7 +177,7 @@ class _Session:
 @contextmanager
 def _session(
     needed: Sequence[Config], begin: Callable[[], store.RunDirectory], as_json: bool
-) -> Iterator[tuple[_Session, store.RunDirectory]]:
+) -> Iterator[_Session]:
     """A command that trains in a folder, from before torch is loaded.
 
     Args:
@@ -190,7 +193,7 @@ def _session(
         for config in needed:
             datasets.get(config)
         with _held(begin) as folder:
-            yield _Session(datasets, draw, as_json), folder
+            yield _Session(folder, datasets, draw, as_json)
 
 
 def _start_sweep(
@@ -204,10 +207,10 @@ def _start_sweep(
     """Makes a sweep in a folder of its own and trains it; `options` are those of `sweep.create`."""
     kinds = {(t.config.data.name, t.config.train.device): t.config for t in trials}
     begin = partial(store.create, root, f"{config.name or 'run'}-{kind}")
-    with _session([*kinds.values()], begin, as_json) as (session, folder):
+    with _session([*kinds.values()], begin, as_json) as session:
         from mnist_cli.sweeps import sweep as sweeps
 
-        sweep = sweeps.create(config, trials, folder, **options)
+        sweep = sweeps.create(config, trials, session.folder, **options)
         _train_sweep(sweep, sweeps.partition(sweep, session.datasets), session)
 
 
@@ -335,7 +338,7 @@ def _show_plan(trials: Sequence[Trial], as_json: bool) -> None:
     stack_of = {trial.index: n for n, stack in enumerate(stacks, 1) for trial in stack}
     rows = [{"stack": stack_of[trial.index], **trial.settings} for trial in trials]
     document = {"runs": rows, "separated_by": keys}
-    screen.print_result(as_json, document, counts, tables.plan_table(trials, stack_of))
+    screen.print_result(as_json, document, counts, tables.plan_table(rows))
 
 
 def _note_choices(loaded: configs.Loaded) -> None:

@@ -22,8 +22,6 @@ from mnist_cli.sweeps.stats import Sample, SeedGroup, Verdict
 if TYPE_CHECKING:
     import numpy as np
 
-    from mnist_cli.sweeps.expand import Trial
-
 Record = Mapping[str, Any]
 
 MARKS: dict[Verdict, str] = {"winner": "★", "tied": "="}
@@ -279,27 +277,26 @@ def _compared(
     row: dict[str, RenderableType] = {
         "figure": metric.replace("/", " ") + f", epoch {epoch}" * (longest > epoch),
         ">published": text(*figures),
-        ">measured": "diverged or unfinished",
-        ">difference": "-",
-        "within tolerance": Text("NO", style="red"),
     }
     if not lasts:
-        return row
+        row |= {">measured": "diverged or unfinished", ">difference": "-"}
+        return row | {"within tolerance": Text("NO", style="red")}
     measured = text(*histories[0][:epoch][-len(figures) :])
     if len(histories) > 1:
         measured = f"{text(fmean(lasts))} ± {text(stdev(lasts) if n > 1 else 0.0)} (n = {n})"
-    difference = fmean(lasts) - figures[-1]
-    row[">measured"] = measured + f", {len(histories) - n} diverged" * (n < len(histories))
-    # The difference of two percentages is in percentage points.
-    row[">difference"] = "+" * (difference >= 0) + text(difference, unit=" pp")
-    row["within tolerance"] = "not judged"
+    difference, verdict = fmean(lasts) - figures[-1], Text("not judged")
     if tolerance is not None:
         if n < stats.MIN_SEEDS:  # the mean of n runs spreads about one published run by so much
             tolerance = max(tolerance, 2 * sd * math.sqrt(1 + 1 / n))
-        verdict, style = ("yes", "green") if abs(difference) <= tolerance else ("NO", "red")
-        verdict += f", ±{text(tolerance, unit=' pp')}" + ", one run each" * (n == 1)
-        row["within tolerance"] = Text(verdict, style)
-    return row
+        word, style = ("yes", "green") if abs(difference) <= tolerance else ("NO", "red")
+        # The difference of two percentages is in percentage points.
+        words = f"{word}, ±{text(tolerance, unit=' pp')}" + ", one run each" * (n == 1)
+        verdict = Text(words, style)
+    return row | {
+        ">measured": measured + f", {len(histories) - n} diverged" * (n < len(histories)),
+        ">difference": "+" * (difference >= 0) + text(difference, unit=" pp"),
+        "within tolerance": verdict,
+    }
 
 
 def experiment(config: Config) -> str:
@@ -327,13 +324,13 @@ def experiment(config: Config) -> str:
     return ", ".join(filter(None, [*texts.values(), *swept]))
 
 
-def plan_table(trials: "Sequence[Trial]", stack_of: Mapping[int, int]) -> Table:
-    """The runs of a sweep in the order asked for, each with the number of its stack."""
+def plan_table(runs: Sequence[Mapping[str, Any]]) -> Table:
+    """The runs of a sweep in the order asked for: the stack and the swept settings of each."""
     return table(
         [
-            {">run": f"{trial.index:03d}", ">stack": str(stack_of[trial.index])}
-            | {f">{axis_name(key)}": format_value(item) for key, item in trial.settings.items()}
-            for trial in trials
+            {">run": f"{index:03d}"}
+            | {f">{axis_name(key)}": format_value(item) for key, item in run.items()}
+            for index, run in enumerate(runs)
         ]
     )
 
