@@ -29,6 +29,7 @@ Fraction = Annotated[float, Field(ge=0, lt=1)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 Factor = Annotated[float, Field(ge=0.1, le=10)]
 NonNegative = Annotated[float, Field(ge=0)]
+UpToOne = Annotated[float, Field(ge=0, le=1)]
 LearningRate = Annotated[float, Field(gt=0, description="Learning rate.")]
 Interval = Annotated[
     Literal["epoch", "step"], Field(description="What the schedule counts: epochs or steps.")
@@ -293,37 +294,87 @@ class ScratchSgdOptimizer(Section):
 # ----------------------------------------------------------------------------------- scheduler
 
 
-class ConstantScheduler(Section):
+class _Schedule(Section):
+    name: str
+    warmup: Annotated[int, Field(ge=0)] = 0
+    """Steps or epochs (by `interval`) in which the learning rate first rises from a hundredth of
+    itself, by `LinearLR`; the schedule counts from there, as in `SequentialLR`."""
+    interval: Interval = "epoch"
+
+
+class ConstantScheduler(_Schedule):
     """The learning rate stays as it is."""
 
     name: Literal["constant"] = "constant"
 
 
-class StepScheduler(Section):
+class StepScheduler(_Schedule):
     """`torch.optim.lr_scheduler.StepLR`."""
 
     name: Literal["step"]
     step_size: Positive
     gamma: NonNegative = 0.1
-    interval: Interval = "epoch"
 
 
-class MultiStepScheduler(Section):
+class MultiStepScheduler(_Schedule):
     """`torch.optim.lr_scheduler.MultiStepLR`."""
 
     name: Literal["multistep"]
     milestones: Annotated[tuple[Positive, ...], Field(strict=False, min_length=1)]
     gamma: NonNegative = 0.1
-    interval: Interval = "epoch"
 
 
-class CosineScheduler(Section):
+class CosineScheduler(_Schedule):
     """`torch.optim.lr_scheduler.CosineAnnealingLR`."""
 
     name: Literal["cosine"]
     T_max: Positive
     eta_min: NonNegative = 0.0
-    interval: Interval = "epoch"
+
+
+class LinearScheduler(_Schedule):
+    """`torch.optim.lr_scheduler.LinearLR`."""
+
+    name: Literal["linear"]
+    start_factor: Annotated[float, Field(gt=0, le=1)] = 1 / 3
+    end_factor: UpToOne = 1.0
+    total_iters: Positive = 5
+
+
+class OneCycleScheduler(Section):
+    """`torch.optim.lr_scheduler.OneCycleLR`, the optimizer's `lr` its `max_lr`.
+
+    Momentum is not cycled (`cycle_momentum=False`). After `total_steps` the learning rate stays at
+    its lowest.
+    """
+
+    name: Literal["one_cycle"]
+    total_steps: Positive
+    """Steps or epochs of the whole cycle."""
+    pct_start: UpToOne = 0.3
+    anneal_strategy: Literal["cos", "linear"] = "cos"
+    div_factor: Annotated[float, Field(gt=0)] = 25.0
+    final_div_factor: Annotated[float, Field(gt=0)] = 1e4
+    three_phase: bool = False
+    interval: Interval = "step"
+
+
+class WsdScheduler(_Schedule):
+    """Warm-up, stable, decay.
+
+    After `warmup` the learning rate stays for `stable` steps or epochs and then falls for `decay`
+    of them, to `end_factor` of itself, where it stays.
+
+    Sources: Hu et al., MiniCPM, 2024, arXiv 2404.06395; for the shapes Hägele et al., 2024, arXiv
+    2405.18392.
+    """
+
+    name: Literal["wsd"]
+    stable: Annotated[int, Field(ge=0)]
+    decay: Positive
+    shape: Literal["linear", "1-sqrt"] = "1-sqrt"
+    """How it falls over the share t of `decay`: as 1 - t, or as 1 - sqrt(t)."""
+    end_factor: UpToOne = 0.0
 
 
 # --------------------------------------------------------------------------------------- train
@@ -436,7 +487,15 @@ def _named(default: str, union: object) -> BeforeValidator:
 _Data = ImageData | SyntheticData
 _Model = LogisticModel | MlpModel | CnnModel | ScratchModel | TensorNetModel
 _Optimizer = SgdOptimizer | AdamOptimizer | AdamWOptimizer | RmspropOptimizer | ScratchSgdOptimizer
-_Scheduler = ConstantScheduler | StepScheduler | MultiStepScheduler | CosineScheduler
+_Scheduler = (
+    ConstantScheduler
+    | StepScheduler
+    | MultiStepScheduler
+    | CosineScheduler
+    | LinearScheduler
+    | OneCycleScheduler
+    | WsdScheduler
+)
 _NAME = Field(discriminator="name")
 
 DataConfig = Annotated[_Data, _NAME, _named("mnist", _Data)]

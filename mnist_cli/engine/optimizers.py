@@ -1,13 +1,11 @@
-"""torch's optimizers and schedules for a stack: each replica has settings of its own.
+"""torch's optimizers for a stack: each replica has settings of its own.
 
 An optimizer here is torch's own kernel, called once for all that share their settings, without what
-`torch.optim.Optimizer` does around it at every step. A schedule is a pure function of the step. The
-tests hold both against torch's classes. To add one, put it into the dict and give its settings a
-class in `config/schema.py`.
+`torch.optim.Optimizer` does around it at every step. The tests hold all against torch's classes. To
+add one, put it into the dict and give its settings a class in `config/schema.py`.
 """
 
 import math
-from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,14 +16,9 @@ from torch.optim.adam import adam
 from torch.optim.rmsprop import rmsprop
 from torch.optim.sgd import sgd
 
-from mnist_cli.config.schema import (
-    CosineScheduler,
-    MultiStepScheduler,
-    OptimizerConfig,
-    SchedulerConfig,
-    StepScheduler,
-)
+from mnist_cli.config.schema import OptimizerConfig, SchedulerConfig
 from mnist_cli.engine.flat import Flat
+from mnist_cli.engine.schedules import learning_rate
 from mnist_cli.models.scratch import sgd_update
 
 # Kernels that are not in torch's documentation. Where one is gone, or wants other arguments (to
@@ -68,7 +61,7 @@ class ParamGroup:
     done: int = -1
 
     def __post_init__(self) -> None:
-        self.by_step = getattr(self.schedule, "interval", "epoch") == "step"
+        self.by_step = self.schedule.interval == "step"
         self.settings = self.config.model_dump(exclude={"name", "lr"}) | {"maximize": False}
         if "betas" in self.settings:
             self.settings["beta1"], self.settings["beta2"] = self.settings.pop("betas")
@@ -135,34 +128,6 @@ OPTIMIZERS = {
     "rmsprop": OptimizerSpec(_rmsprop_moments, _rmsprop),
     "scratch_sgd": OptimizerSpec(lambda _: [], _scratch_sgd),
 }
-
-
-def learning_rate(start: float, schedule: SchedulerConfig, done: int) -> float:
-    """The learning rate of a step: torch's schedulers in closed form.
-
-    Args:
-        start: the optimizer's `lr`.
-        schedule: how it goes on.
-        done: steps or epochs done, whichever the schedule counts.
-    """
-    match schedule:
-        case StepScheduler():
-            return start * _power(schedule.gamma, done // schedule.step_size)
-        case MultiStepScheduler():
-            return start * _power(schedule.gamma, bisect_right(sorted(schedule.milestones), done))
-        case CosineScheduler():
-            swing = (1 + math.cos(math.pi * done / schedule.T_max)) / 2
-            return schedule.eta_min + (start - schedule.eta_min) * swing
-        case _:
-            return start
-
-
-def _power(gamma: float, times: int) -> float:
-    """A factor applied so many times; where Python raises, infinity, as torch has it."""
-    try:
-        return gamma**times
-    except OverflowError:
-        return math.inf
 
 
 class Optimizer:

@@ -11,7 +11,8 @@ import torch
 from mnist_cli.config.schema import StepScheduler
 from mnist_cli.data.dataset import Dataset
 from mnist_cli.engine.loop import prepare, train
-from mnist_cli.engine.optimizers import clip_grad_norm, learning_rate
+from mnist_cli.engine.optimizers import clip_grad_norm
+from mnist_cli.engine.schedules import learning_rate
 from mnist_cli.report import plots
 from mnist_cli.runs import checkpoint as checkpoints
 from mnist_cli.runs.store import RunDirectory
