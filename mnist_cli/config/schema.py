@@ -30,6 +30,7 @@ Probability = Annotated[float, Field(ge=0, le=1)]
 Factor = Annotated[float, Field(ge=0.1, le=10)]
 NonNegative = Annotated[float, Field(ge=0)]
 UpToOne = Annotated[float, Field(ge=0, le=1)]
+Betas = Annotated[tuple[Fraction, Fraction], Field(strict=False)]
 LearningRate = Annotated[float, Field(gt=0, description="Learning rate.")]
 Interval = Annotated[
     Literal["epoch", "step"], Field(description="What the schedule counts: epochs or steps.")
@@ -253,7 +254,7 @@ class SgdOptimizer(Section):
 class _AdamLike(Section):
     name: str
     lr: LearningRate = 1e-3
-    betas: Annotated[tuple[Fraction, Fraction], Field(strict=False)] = (0.9, 0.999)
+    betas: Betas = (0.9, 0.999)
     eps: NonNegative = 1e-8
     weight_decay: NonNegative = 0.0
     amsgrad: bool = False
@@ -270,6 +271,43 @@ class AdamWOptimizer(_AdamLike):
 
     name: Literal["adamw"]
     weight_decay: NonNegative = 1e-2
+
+
+class NadamOptimizer(Section):
+    """`torch.optim.NAdam`."""
+
+    name: Literal["nadam"]
+    lr: LearningRate = 2e-3
+    betas: Betas = (0.9, 0.999)
+    eps: NonNegative = 1e-8
+    weight_decay: NonNegative = 0.0
+    momentum_decay: NonNegative = 4e-3
+    decoupled_weight_decay: bool = False
+
+
+class MuonOptimizer(Section):
+    """`torch.optim.Muon` for the matrices of hidden layers, `torch.optim.AdamW` for the rest.
+
+    AdamW has the last layer, a first layer that is a convolution, and whatever is no matrix.
+    """
+
+    name: Literal["muon"]
+    lr: LearningRate = 1e-3
+    weight_decay: NonNegative = 0.1
+    momentum: UpToOne = 0.95
+    nesterov: bool = True
+    ns_coefficients: Annotated[tuple[float, float, float], Field(strict=False)] = (
+        3.4445,
+        -4.775,
+        2.0315,
+    )
+    eps: Annotated[float, Field(gt=0)] = 1e-7
+    ns_steps: Annotated[int, Field(ge=1, lt=100)] = 5
+    adjust_lr_fn: Literal["original", "match_rms_adamw", "spectral_unclamped"] = "original"
+    adamw_lr: LearningRate = 1e-3
+    adamw_betas: Betas = (0.9, 0.999)
+    adamw_eps: NonNegative = 1e-8
+    adamw_weight_decay: NonNegative = 1e-2
 
 
 class RmspropOptimizer(Section):
@@ -486,7 +524,15 @@ def _named(default: str, union: object) -> BeforeValidator:
 
 _Data = ImageData | SyntheticData
 _Model = LogisticModel | MlpModel | CnnModel | ScratchModel | TensorNetModel
-_Optimizer = SgdOptimizer | AdamOptimizer | AdamWOptimizer | RmspropOptimizer | ScratchSgdOptimizer
+_Optimizer = (
+    SgdOptimizer
+    | AdamOptimizer
+    | AdamWOptimizer
+    | NadamOptimizer
+    | MuonOptimizer
+    | RmspropOptimizer
+    | ScratchSgdOptimizer
+)
 _Scheduler = (
     ConstantScheduler
     | StepScheduler

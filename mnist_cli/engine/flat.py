@@ -1,6 +1,6 @@
 """The numbers of all parameters in one row: so one call of an optimizer's kernel serves many."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -42,6 +42,10 @@ class Flat:
         shapes = {name: view.shape[1:] for name, view in self.views.items()}
         replicas = len(next(iter(self.views.values())))
         return Flat.zeros(shapes, replicas, self.row.dtype, self.row.device)
+
+    def only(self, names: Iterable[str]) -> "Flat":
+        """The same numbers, of which only some parameters are seen."""
+        return Flat(self.row, {name: self.views[name] for name in names})
 
     def state_dict(self, replica: int) -> dict[str, Tensor]:
         """What belongs to one replica, by parameter: copies on the CPU."""

@@ -13,11 +13,18 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.optim.adam import adam
+from torch.optim.nadam import nadam
 from torch.optim.rmsprop import rmsprop
 from torch.optim.sgd import sgd
 
-from mnist_cli.config.schema import OptimizerConfig, SchedulerConfig
+from mnist_cli.config.schema import (
+    MuonOptimizer,
+    NadamOptimizer,
+    OptimizerConfig,
+    SchedulerConfig,
+)
 from mnist_cli.engine.flat import Flat
+from mnist_cli.engine.muon import Orthogonalizer, add_momentum, parts
 from mnist_cli.engine.schedules import learning_rate
 from mnist_cli.models.scratch import sgd_update
 
@@ -31,7 +38,7 @@ FUSED: dict[str, Callable[..., Any]] = {
 
 @dataclass
 class ParamGroup:
-    """Replicas that have all settings in common: updated by one call.
+    """Replicas that have all settings in common, and parameters: updated by one call.
 
     Attributes:
         members: which replicas.
@@ -45,6 +52,7 @@ class ParamGroup:
         first: whether this step is the first.
         done: how many steps or epochs the schedule had seen when the rate was set.
         by_step: whether the schedule counts steps, or epochs.
+        momentum_product: of the steps before this one, for NAdam.
         settings: of the optimizer by name, as the kernels take them, but for the rate.
     """
 
@@ -61,6 +69,7 @@ class ParamGroup:
     done: int = -1
 
     def __post_init__(self) -> None:
+        self.momentum_product = torch.ones((), dtype=torch.float64, device=self.step.device)
         self.by_step = self.schedule.interval == "step"
         self.settings = self.config.model_dump(exclude={"name", "lr"}) | {"maximize": False}
         if "betas" in self.settings:
@@ -100,6 +109,19 @@ def _adam(group: ParamGroup) -> None:
         adam(*tensors, steps, foreach=True, **settings)
 
 
+def _nadam(group: ParamGroup) -> None:
+    tensors = group.values, group.gradients, group.moments["exp_avg"], group.moments["exp_avg_sq"]
+    products = [group.momentum_product.clone() for _ in group.values]  # it multiplies them
+    steps = [group.step - 1 for _ in group.values]  # it counts in them
+    settings = group.settings | {"lr": group.rate, "capturable": group.step.is_cuda}
+    nadam(*tensors, products, steps, foreach=True, **settings)
+
+
+def _muon(group: ParamGroup) -> None:
+    for value, update in zip(group.values, group.gradients, strict=True):
+        value.mul_(1 - group.rate * group.config.weight_decay).sub_(update * group.rate)
+
+
 def _rmsprop(group: ParamGroup) -> None:
     squares, means = group.moments["square_avg"], group.moments.get("grad_avg", [])
     tensors = group.values, group.gradients, squares, means
@@ -125,9 +147,24 @@ OPTIMIZERS = {
     "sgd": OptimizerSpec(lambda sgd: ["momentum_buffer"] * (sgd.momentum != 0), _sgd),
     "adam": OptimizerSpec(_adam_moments, _adam),
     "adamw": OptimizerSpec(_adam_moments, _adam),
+    "nadam": OptimizerSpec(lambda _: ["exp_avg", "exp_avg_sq"], _nadam),
+    "muon": OptimizerSpec(lambda _: ["momentum_buffer"], _muon),
     "rmsprop": OptimizerSpec(_rmsprop_moments, _rmsprop),
     "scratch_sgd": OptimizerSpec(lambda _: [], _scratch_sgd),
 }
+
+
+def momentum_product(beta1: float, decay: float, steps: int) -> float:
+    """The product of NAdam's momenta over the first steps; a function of their number, no state.
+
+    Source: T. Dozat, "Incorporating Nesterov Momentum into Adam", 2016.
+    """
+    product = 1.0
+    for step in range(1, steps + 1):
+        product *= beta1 * (1 - 0.5 * 0.96 ** (step * decay))
+        if 1 - product == 1:  # which is how it counts
+            break
+    return product
 
 
 class Optimizer:
@@ -148,34 +185,55 @@ class Optimizer:
         device = weights.row.device
         self._largest = torch.finfo(weights.row.dtype).max
         self._step = torch.zeros((), device=device)
+        self._like = weights
         self._moments: dict[str, Flat] = {}
         members: dict[str, list[int]] = {}
         for replica, (config, schedule) in enumerate(configs):
             same = f"{config.model_dump_json()} {schedule.model_dump_json()}"
             members.setdefault(same, []).append(replica)
-        self._groups = []
+        self._groups: list[ParamGroup] = []
+        matrices: list[tuple[MuonOptimizer, Tensor]] = []
+        shapes = {name: view.shape[1:] for name, view in weights.views.items()}
         for alike in members.values():
             config, schedule = configs[alike[0]]
-            names = OPTIMIZERS[config.name].moments(config)
-            self._moments |= {n: weights.like() for n in names if n not in self._moments}
-            self._groups.append(
-                ParamGroup(
-                    config,
-                    schedule,
-                    alike,
-                    weights.runs(alike),
-                    gradients.runs(alike),
-                    {name: self._moments[name].runs(alike) for name in names},
-                    self._step,
-                    torch.zeros((), device=device) if device.type == "cuda" else 0.0,
-                )
+            if not isinstance(config, MuonOptimizer):
+                self._add(config, schedule, alike, weights, gradients)
+                continue
+            for part, names in parts(config, shapes):
+                own = gradients.only(names)
+                self._add(part, schedule, alike, weights.only(names), own)
+                if isinstance(part, MuonOptimizer):
+                    matrices += [(part, view[r]) for r in alike for view in own.views.values()]
+        self._orthogonalize = Orthogonalizer(matrices)
+
+    def _add(
+        self, config: Any, schedule: SchedulerConfig, alike: list[int], weights: Flat, grads: Flat
+    ) -> None:
+        """Has one optimizer update some parameters of replicas that are alike."""
+        names, device = OPTIMIZERS[config.name].moments(config), weights.row.device
+        self._moments |= {n: self._like.like() for n in names if n not in self._moments}
+        moments = {name: self._moments[name].only(weights.views) for name in names}
+        self._groups.append(
+            ParamGroup(
+                config,
+                schedule,
+                alike,
+                weights.runs(alike),
+                grads.runs(alike),
+                {name: flat.runs(alike) for name, flat in moments.items()},
+                self._step,
+                torch.zeros((), device=device) if device.type == "cuda" else 0.0,
             )
+        )
 
     def begin(self, epoch: int, step: int) -> None:
         """Makes ready for a step: how many epochs and steps are done."""
         self._step.fill_(step + 1)
         for group in self._groups:
             group.first = step == 0
+            if isinstance(group.config, NadamOptimizer):
+                beta1, decay = group.config.betas[0], group.config.momentum_decay
+                group.momentum_product.fill_(momentum_product(beta1, decay, step))
             done = step if group.by_step else epoch
             if done == group.done:
                 continue
@@ -194,7 +252,11 @@ class Optimizer:
         return [rates[r] for r in sorted(rates)]
 
     def update(self) -> None:
-        """Makes the step."""
+        """Makes the step; of the gradients nothing can be said after it."""
+        for group in self._groups:
+            if isinstance(group.config, MuonOptimizer):
+                add_momentum(group.config, group.gradients, group.moments["momentum_buffer"])
+        self._orthogonalize()
         for group in self._groups:
             OPTIMIZERS[group.config.name].update(group)
 
@@ -213,7 +275,7 @@ class Optimizer:
             self._moments[name].load_state_dict(replica, state[name])
 
     def _remembered(self, replica: int) -> list[str]:
-        return list(next(g for g in self._groups if replica in g.members).moments)
+        return [name for g in self._groups if replica in g.members for name in g.moments]
 
 
 def clip_grad_norm(gradients: Sequence[Tensor], limits: Tensor) -> None:

@@ -85,7 +85,7 @@ def test_every_mistake_is_told_at_once_in_the_order_of_the_file() -> None:
         "a.yaml:1:35: data.batch_size: must be greater than or equal to 1, got 0",
         "a.yaml:1:44: data.name: must be one of 'mnist', 'fashion_mnist', 'kmnist'",
         "a.yaml:4:7: optimizer.lr: must be greater than 0, got -0.1",
-        "a.yaml:5:3: optimizer.momentum: not a setting of adam, but of sgd, rmsprop",
+        "a.yaml:5:3: optimizer.momentum: not a setting of adam, but of sgd, muon, rmsprop",
         "a.yaml:6:3: optimizer: duplicate key 'lr'",
         "a.yaml:7:8: model.name: must be one of 'logistic', 'mlp', 'cnn'",
         "a.yaml:8:1: scheduler.step_size: is missing",

@@ -93,7 +93,9 @@ def test_what_is_not_finite_stays_in_its_replica(
     [{"name": "constant"}, {"name": "step", "step_size": 1, "gamma": 1e20, "interval": "step"}],
     ids=["rate", "schedule"],
 )
-@pytest.mark.parametrize("optimizer", ["sgd", "adam-amsgrad", "adamw", "rmsprop", "scratch-sgd"])
+@pytest.mark.parametrize(
+    "optimizer", ["sgd", "adam-amsgrad", "adamw", "nadam", "muon", "rmsprop", "scratch-sgd"]
+)
 def test_a_rate_that_no_float_holds_diverges_its_own_run(
     optimizer: str, schedule: dict[str, object], precision: str
 ) -> None:

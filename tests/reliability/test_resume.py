@@ -39,14 +39,15 @@ MODEL = {"name": "mlp", "width": 4, "dropout": 0.3}
 # Every optimizer and every scheduler; the last run diverges.
 RUNS: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"name": "adam", "weight_decay": 0.01}, {"name": "cosine", "T_max": 4}),
-    ({"name": "sgd"}, {"name": "step", "step_size": 2, "gamma": 0.5}),
-    ({"name": "sgd", "momentum": 0.9, "nesterov": True}, {"name": "constant"}),
+    ({"name": "nadam"}, {"name": "step", "step_size": 2, "gamma": 0.5, "warmup": 1}),
+    ({"name": "sgd", "momentum": 0.9, "nesterov": True}, {"name": "linear"}),
     ({"name": "adam", "amsgrad": True}, {"name": "step", "step_size": 9, "interval": "step"}),
     ({"name": "adamw"}, {"name": "multistep", "milestones": [1, 3], "gamma": 0.5}),
     ({"name": "rmsprop"}, {"name": "multistep", "milestones": [2, 9], "interval": "step"}),
     ({"name": "rmsprop", "momentum": 0.5, "centered": True}, {"name": "cosine", "T_max": 4}),
     ({"name": "scratch_sgd"}, {"name": "cosine", "T_max": 13, "interval": "step"}),
-    ({"name": "sgd", "momentum": 0.9, "dampening": 0.1}, {"name": "constant"}),
+    ({"name": "sgd", "momentum": 0.9, "dampening": 0.1}, {"name": "wsd", "stable": 1, "decay": 2}),
+    ({"name": "muon"}, {"name": "one_cycle", "total_steps": 13}),
     ({"name": "sgd", "lr": 1e39}, {"name": "constant"}),  # beyond all numbers of float32
 ]
 DATASETS = Datasets(print)  # it keeps the one they all have
