@@ -417,6 +417,17 @@ class WsdScheduler(_Schedule):
 
 # --------------------------------------------------------------------------------------- train
 
+Measured = Literal["train/loss", "train/acc", "val/loss", "val/acc"]
+
+
+class EarlyStop(Section):
+    """When a run that no longer gets better stops."""
+
+    patience: Positive = 3
+    """After how many epochs in a row that are no better, by `train.select`, than the best."""
+    min_delta: NonNegative = 0.0
+    """By how much the accuracy or loss of an epoch must be better to count."""
+
 
 class TrainConfig(Section):
     """How long, from which seed, and on what."""
@@ -440,6 +451,13 @@ class TrainConfig(Section):
     clip_grad_norm: Annotated[float, Field(gt=0)] | None = None
     """The largest norm of a run's gradient: a longer one is scaled down to it, as
     `torch.nn.utils.clip_grad_norm_` does."""
+    early_stop: EarlyStop | None = None
+    """A run that stops is finished, and its best epoch counts as ever; so with the next two."""
+    target: Annotated[dict[Measured, float], Field(min_length=1)] | None = None
+    """Figures at which a run stops, once an epoch has reached them all, e.g. {val/acc: 0.99}."""
+    max_seconds: Annotated[float, Field(gt=0)] | None = None
+    """Seconds after which a run stops: at the end of the epoch in which its epochs, of all
+    sessions, have taken longer, evaluation included."""
     compile: bool = False
     """Has no effect any more: the engine calls its kernels one by one, and nothing is left to
     compile. Accepted so that configs of earlier runs stay valid."""

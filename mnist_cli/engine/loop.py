@@ -121,6 +121,23 @@ def prepare(configs: Sequence[Config], data: Dataset) -> Training:
     )
 
 
+def compact(run: Training, configs: Sequence[Config | None], data: Dataset) -> Training:
+    """The same stack, at the same step, without some of its replicas.
+
+    Args:
+        run: the training to go on with, at the end of an epoch.
+        configs: of each replica, None for one that leaves.
+        data: what was given to `prepare`.
+    """
+    kept = [replica for replica, config in enumerate(configs) if config]
+    smaller = prepare([config for config in configs if config], data)
+    smaller.step, smaller.running = run.step, [run.running[replica] for replica in kept]
+    for place, replica in enumerate(kept):
+        smaller.stack.load_state_dict(place, run.stack.state_dict(replica))
+        smaller.optimizer.load_state_dict(place, run.optimizer.state_dict(replica))
+    return smaller
+
+
 class Pass:
     """What a stack computes from one batch, for batches of one shape; all its memory is kept.
 

@@ -10,7 +10,8 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from mnist_cli.errors import in_words
 from mnist_cli.report import tables
 from mnist_cli.runs.run import Run
-from mnist_cli.sweeps.jobs import Epoch, Event, Failed, Started
+from mnist_cli.runs.stopping import stop_reason
+from mnist_cli.sweeps.jobs import Ended, Epoch, Event, Failed, Started
 
 
 class Display:
@@ -29,7 +30,8 @@ class Display:
         self._labels = labels
         self._begun: list[tuple[Run, Started]] = []  # each run that trains or has, and its stack
         self._epochs = 0
-        self._bar = _Bar(self.steps_done, console)
+        self._total_steps = total_steps
+        self._bar = _Bar(lambda: (self.steps_done(), self.steps_in_all()), console)
         self._bar.add_task("", total=total_steps, speed="-")
 
     def live(self) -> AbstractContextManager[object]:
@@ -37,10 +39,18 @@ class Display:
         return self._bar
 
     def steps_done(self) -> int:
-        """Steps of all runs so far; a run that has ended, however it did, has done all of its."""
+        """Steps of all runs so far."""
         return sum(
-            stack.progress() if run.status == "running" else stack.steps
+            stack.progress() if run.status == "running" else _steps(run)
             for run, stack in self._begun.copy()  # the bar asks from a thread of its own
+        )
+
+    def steps_in_all(self) -> int:
+        """Steps of all runs, without those that runs have left out by ending early."""
+        return self._total_steps - sum(
+            stack.steps - _steps(run)
+            for run, stack in self._begun.copy()
+            if run.status != "running"
         )
 
     def show(self, event: Event) -> None:
@@ -54,6 +64,12 @@ class Display:
                     self._console.print(f"{count} {'together' if len(runs) > 1 else 'alone'}")
             case Epoch(runs=runs, records=records):
                 self._epoch(runs, records)
+            case Ended(runs=runs, final=final):
+                for run, measured in zip(runs, final, strict=True):
+                    reason = stop_reason(run.records, run.config.train)
+                    if reason and measured is not None:
+                        why = tables.stopped(reason, len(run.records), run.config)
+                        self._console.print(f"stopped: {self._name(run)}: {why}")
             case Failed(runs=runs, error=error):
                 names = ", ".join(run.folder.name for run in runs)
                 self._console.print(f"failed: {names}: {type(error).__name__}: {in_words(error)}")
@@ -65,23 +81,33 @@ class Display:
         labels = [tables.settings(self._labels.get(run.folder.name, {})) for run in runs]
         line = tables.stack_line(records, labels, self._epochs) if self._labels else ""
         self._console.print(line or tables.epoch_line(alive[0], self._epochs))
-        for run, label in zip(runs, labels, strict=True):
+        for run in runs:
             if run.status == "diverged" and len(run.records) == alive[0]["epoch"]:
-                name = f"{run.folder.name} ({label})" if label else run.folder.name
                 epoch = len(run.records)
-                self._console.print(f"diverged: {name}: loss not finite in epoch {epoch}")
+                self._console.print(
+                    f"diverged: {self._name(run)}: loss not finite in epoch {epoch}"
+                )
+
+    def _name(self, run: Run) -> str:
+        label = tables.settings(self._labels.get(run.folder.name, {}))
+        return f"{run.folder.name} ({label})" if label else run.folder.name
+
+
+def _steps(run: Run) -> int:
+    """How many steps a run has done that has ended."""
+    return run.records[-1]["step"] if run.records else 0
 
 
 class _Bar(Progress):
     """A progress bar that asks how far training is each time it is drawn, which costs it nothing.
 
     Args:
-        steps_done: called from a thread of the bar's own.
+        steps: those done and those in all; called from a thread of the bar's own.
         console: where to; anything but a terminal has no bar.
     """
 
-    def __init__(self, steps_done: Callable[[], int], console: Console) -> None:
-        self._steps_done = steps_done
+    def __init__(self, steps: Callable[[], tuple[int, int]], console: Console) -> None:
+        self._steps = steps
         super().__init__(
             BarColumn(bar_width=24),
             TaskProgressColumn(),
@@ -99,5 +125,6 @@ class _Bar(Progress):
         """The bar as it is now; called by rich."""
         for task in self.tasks:
             speed = f"{task.speed:,.0f}" if task.speed else "-"
-            self.update(task.id, completed=self._steps_done(), speed=speed)
+            done, total = self._steps()
+            self.update(task.id, completed=done, total=total, speed=speed)
         yield from super().get_renderables()

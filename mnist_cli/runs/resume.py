@@ -15,6 +15,7 @@ from mnist_cli.runs.checkpoint import Checkpoint
 from mnist_cli.runs.documents import Meta, new_meta, now, this_process
 from mnist_cli.runs.metrics import MetricsLog
 from mnist_cli.runs.run import ReplicaState, Run, create, update_meta, write_config
+from mnist_cli.runs.stopping import stop_reason
 from mnist_cli.runs.store import RunDirectory
 
 
@@ -49,8 +50,9 @@ def reopen(folder: RunDirectory, epochs: int | None, note: Callable[[str], None]
     if state:
         had = load_saved(state.config, "its config")
         refuse_other(asked, had, meta.get("epochs"), folder.config_path)
-    if (meta.get("status") == "diverged" or config == asked) and _read_outcome(run):
+    if _read_outcome(run):
         if config != asked:
+            update_meta(run, {"epochs": config.train.epochs or 0})
             write_config(run)
         return run
     try:
@@ -117,7 +119,8 @@ def _read_outcome(run: Run) -> bool:
         return False
     if (len(records), best) != (found.get("epochs"), (found.get("best") or {}).get("epoch")):
         return False
-    if status == "finished" and run.config.train.epochs not in (None, len(records)):
+    whole = run.config.train.epochs in (None, len(records))
+    if status == "finished" and not whole and not stop_reason(records, run.config.train):
         return False
     run.status, run.records = status, records
     run.best = run.record_of(best)

@@ -24,6 +24,7 @@ from mnist_cli.runs.checkpoint import Checkpoint
 from mnist_cli.runs.documents import Meta, Row, Status, Summary, new_meta, now, write_json
 from mnist_cli.runs.metrics import MetricsLog
 from mnist_cli.runs.selection import selection_score
+from mnist_cli.runs.stopping import stop_reason
 from mnist_cli.runs.store import RunDirectory, refuse_link
 
 
@@ -242,6 +243,8 @@ def summary(run: Run) -> Summary:
     }
     if run.status == "diverged":
         found["diverged"] = len(run.records)
+    if run.status == "finished" and (reason := stop_reason(run.records, run.config.train)):
+        found["stopped"] = reason
     if best:
         figures: Row = {"val/loss": best["val/loss"], "val/acc": best["val/acc"]}
         found["best"] = {"epoch": best["epoch"], **figures}

@@ -47,7 +47,8 @@ def drive(
 
 def _job(members: Sequence[Run], threads: int) -> StackJob:
     starts = {r: run.committed for r, run in enumerate(members) if run.status == "waiting"}
-    return StackJob([run.config for run in members], starts, threads)
+    records = [list(run.records) for run in members]
+    return StackJob([run.config for run in members], starts, records, threads)
 
 
 def _goes_on(run: Run) -> bool:
@@ -87,8 +88,9 @@ def _apply(event: Event, replica: int, run: Run) -> None:
             elif record:
                 record_divergence(run, record)
         case Ended(final=final):
-            run.final = final[replica]
-            record_outcome(run, "finished")
+            if (measured := final[replica]) is not None:
+                run.final = measured
+                record_outcome(run, "finished")
         case Failed(error=error):
             _record_end(run, "failed", error)
 

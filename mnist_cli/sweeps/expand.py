@@ -11,7 +11,10 @@ from mnist_cli.errors import UsageError
 
 # What the runs of one stack may differ in, each being updated on its own. Anything else makes
 # another stack.
-STACKABLE = ("optimizer.", "scheduler.", "train.seed", "train.clip_grad_norm")
+STACKABLE = (
+    *("optimizer.", "scheduler.", "train.seed", "train.clip_grad_norm"),
+    *("train.early_stop", "train.target", "train.max_seconds"),
+)
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ def started(names: str, progress: Callable[[], int]) -> Started:
     return Started(runs, steps=10, epochs=2, where={}, progress=progress)
 
 
-def test_a_step_of_a_stack_is_one_of_each_of_its_runs_and_what_ended_is_done() -> None:
+def test_a_step_of_a_stack_is_one_of_each_run_and_what_is_left_out_is_not_awaited() -> None:
     display = Display(Console(file=io.StringIO()), {}, total_steps=40)
     steps = [3]
     first, second = started("ab", lambda: steps[0]), started("cd", lambda: 4)
@@ -38,10 +38,12 @@ def test_a_step_of_a_stack_is_one_of_each_of_its_runs_and_what_ended_is_done() -
     display.show(first)
     assert display.steps_done() == 6
     first.runs[0].status, steps[0] = "diverged", 5
-    assert display.steps_done() == 15
+    first.runs[0].records.append(RECORD)  # after 5 steps
+    assert (display.steps_done(), display.steps_in_all()) == (10, 35)
     first.runs[1].status = "finished"
+    first.runs[1].records.append({**RECORD, "step": 10})
     display.show(second)
-    assert display.steps_done() == 24
+    assert (display.steps_done(), display.steps_in_all()) == (19, 35)
 
 
 def test_a_terminal_shows_the_share_of_all_steps(monkeypatch: pytest.MonkeyPatch) -> None:
