@@ -31,27 +31,23 @@ class Display:
         self._begun: list[tuple[Run, Started]] = []  # each run that trains or has, and its stack
         self._epochs = 0
         self._total_steps = total_steps
-        self._bar = _Bar(lambda: (self.steps_done(), self.steps_in_all()), console)
+        self._bar = _Bar(self.steps, console)
         self._bar.add_task("", total=total_steps, speed="-")
 
     def live(self) -> AbstractContextManager[object]:
         """While this is open, a terminal has a progress bar at its foot."""
         return self._bar
 
-    def steps_done(self) -> int:
-        """Steps of all runs so far."""
-        return sum(
-            stack.progress() if run.status == "running" else _steps(run)
-            for run, stack in self._begun.copy()  # the bar asks from a thread of its own
-        )
-
-    def steps_in_all(self) -> int:
-        """Steps of all runs, without those that runs have left out by ending early."""
-        return self._total_steps - sum(
-            stack.steps - _steps(run)
-            for run, stack in self._begun.copy()
-            if run.status != "running"
-        )
+    def steps(self) -> tuple[int, int]:
+        """Steps of all runs so far and in all, without what runs that ended early leave out."""
+        done, total = 0, self._total_steps
+        for run, stack in self._begun.copy():  # the bar asks from a thread of its own
+            if run.status == "running":
+                done += stack.progress()
+            else:
+                own = run.records[-1]["step"] if run.records else 0
+                done, total = done + own, total - stack.steps + own
+        return done, total
 
     def show(self, event: Event) -> None:
         """Shows what happened."""
@@ -68,7 +64,7 @@ class Display:
                 for run, measured in zip(runs, final, strict=True):
                     reason = stop_reason(run.records, run.config.train)
                     if reason and measured is not None:
-                        why = tables.stopped(reason, len(run.records), run.config)
+                        why = f"train.{reason}, after epoch {len(run.records)}"
                         self._console.print(f"stopped: {self._name(run)}: {why}")
             case Failed(runs=runs, error=error):
                 names = ", ".join(run.folder.name for run in runs)
@@ -91,11 +87,6 @@ class Display:
     def _name(self, run: Run) -> str:
         label = tables.settings(self._labels.get(run.folder.name, {}))
         return f"{run.folder.name} ({label})" if label else run.folder.name
-
-
-def _steps(run: Run) -> int:
-    """How many steps a run has done that has ended."""
-    return run.records[-1]["step"] if run.records else 0
 
 
 class _Bar(Progress):

@@ -299,24 +299,6 @@ def _compared(
     }
 
 
-def stopped(reason: str, epochs: int, config: Config) -> str:
-    """Why and when a run stopped before its last epoch, in words.
-
-    Args:
-        reason: as in its summary.
-        epochs: how many it has done.
-        config: its own.
-    """
-    train = config.train
-    why = f"trained longer than {format_value(train.max_seconds)} s (max_seconds)"
-    if reason == "target":
-        goals = [f"{key} {format_value(goal)}" for key, goal in (train.target or {}).items()]
-        why = f"reached {', '.join(goals)} (target)"
-    elif train.early_stop and reason == "early_stop":
-        why = f"no better for {counted(train.early_stop.patience, 'epoch')} (early_stop)"
-    return f"{why} after epoch {epochs}"
-
-
 def experiment(config: Config) -> str:
     """A config in one line; of a swept setting, how many values it has."""
     model, data, train = config.model, config.data, config.train

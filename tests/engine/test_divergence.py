@@ -87,7 +87,13 @@ def test_neighbours_and_the_sweep_go_on_as_if_nothing_was(
     assert [trial["scheduler.gamma"] for trial in ended.json["trials"]] == [0.5, 1e38] * 2
     assert ended.json["status"] == "finished"
     for index in (0, 2):
-        assert bits(calm.trial(index)) == bits(wild.trial(index))
+        kept, other = bits(calm.trial(index)), bits(wild.trial(index))
+        if "--fuse" in deal:
+            assert kept == other
+            continue
+        # To the bit while they share a stack; what goes on without it is the same to rounding.
+        assert kept[0][:2] == other[0][:2]
+        assert kept[0][2] == pytest.approx(other[0][2], rel=1e-4)
     for index in (1, 3):
         assert wild.trial(index).summary()["diverged"] == 2
         # Up to there it was as it would have been.

@@ -36,14 +36,14 @@ def test_a_step_of_a_stack_is_one_of_each_run_and_what_is_left_out_is_not_awaite
     first, second = started("ab", lambda: steps[0]), started("cd", lambda: 4)
     second.runs[0].status = "finished"  # it rides along
     display.show(first)
-    assert display.steps_done() == 6
+    assert display.steps() == (6, 40)
     first.runs[0].status, steps[0] = "diverged", 5
     first.runs[0].records.append(RECORD)  # after 5 steps
-    assert (display.steps_done(), display.steps_in_all()) == (10, 35)
+    assert display.steps() == (10, 35)
     first.runs[1].status = "finished"
     first.runs[1].records.append({**RECORD, "step": 10})
     display.show(second)
-    assert (display.steps_done(), display.steps_in_all()) == (19, 35)
+    assert display.steps() == (19, 35)
 
 
 def test_a_terminal_shows_the_share_of_all_steps(monkeypatch: pytest.MonkeyPatch) -> None:

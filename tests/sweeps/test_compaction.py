@@ -185,21 +185,20 @@ SMALL = ("data={name: synthetic, size: 140}", "model={name: mlp, width: 4}", "--
 
 
 @pytest.mark.parametrize(
-    ("setting", "reason", "epochs", "words"),
+    ("setting", "reason", "epochs"),
     [
-        ("train.target={val/acc: 0.0}", "target", 1, "reached val/acc 0"),
-        ("train.early_stop={patience: 2, min_delta: 1}", "early_stop", 3, "no better for 2 epochs"),
-        ("train.max_seconds=1e-9", "max_seconds", 1, "trained longer than 1e-09 s"),
+        ("train.target={val/acc: 0.0}", "target", 1),
+        ("train.early_stop={patience: 2, min_delta: 1}", "early_stop", 3),
+        ("train.max_seconds=1e-9", "max_seconds", 1),
     ],
 )
 def test_a_command_says_that_its_run_has_stopped(
-    setting: str, reason: str, epochs: int, words: str, mnist: Mnist, tmp_path: Path
+    setting: str, reason: str, epochs: int, mnist: Mnist, tmp_path: Path
 ) -> None:
     ended = mnist("train", *SMALL, setting, "--json")
     assert (ended.code, ended.json["status"], ended.json["stopped"]) == (0, "finished", reason)
     assert ended.json["epochs"] == epochs
-    assert f"stopped: mlp-0001: {words}" in ended.err
-    assert f"after epoch {epochs}" in ended.err
+    assert f"stopped: mlp-0001: train.{reason}, after epoch {epochs}\n" in ended.err
     assert reason in mnist("runs", "show", "mlp-0001").out
     before = contents(tmp_path / "runs" / "mlp-0001")
     for more in ((), ("--epochs", "9"), ("--epochs", "9")):
