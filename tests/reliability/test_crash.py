@@ -210,13 +210,3 @@ def test_a_file_is_flushed_before_it_has_its_name_and_its_name_before_it_counts(
     monkeypatch.setattr(durable, "os", SimpleNamespace(**{**vars(os), **spies}))
     write(tmp_path / "a")
     assert ", ".join(seen) == wanted
-
-
-def test_a_config_whose_copy_fails_is_not_there(
-    mnist: Mnist, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(durable, "os", Disk("write", 1))
-    ended = mnist("config", "copy", "cnn")
-    assert (ended.code, "cnn.yaml: No space left on device" in ended.err) == (2, True)
-    assert list(tmp_path.iterdir()) == []
