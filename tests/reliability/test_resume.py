@@ -203,6 +203,13 @@ def test_more_epochs_are_as_if_they_had_been_asked_for(tmp_path: Path) -> None:
         assert resumed(cut, 5) == long.ends
 
 
+def test_the_seconds_of_all_sessions_count(tmp_path: Path) -> None:
+    (cut,) = folders(history(tmp_path, [config()]).cuts[2])
+    before = checkpoint.load(cut / "last.pt").resume["seconds"]
+    resumed(cut.parent)
+    assert 0 < before < checkpoint.load(cut / "last.pt").resume["seconds"]
+
+
 # ------------------------------------------------------------------------------------- damage
 
 METRICS = "metrics.jsonl"
