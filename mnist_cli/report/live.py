@@ -63,7 +63,7 @@ class Display:
             case Ended(runs=runs, final=final):
                 for run, measured in zip(runs, final, strict=True):
                     reason = stop_reason(run.records, run.config.train)
-                    if reason and measured is not None:
+                    if reason and measured is not None and run.status == "finished":
                         why = f"train.{reason}, after epoch {len(run.records)}"
                         self._console.print(f"stopped: {self._name(run)}: {why}")
             case Failed(runs=runs, error=error):

@@ -60,7 +60,7 @@ class Summary(TypedDict, total=False):
     sweep: str
     status: str
     epochs: int
-    stopped: str  # why a run is finished before its last epoch
+    stopped: str  # why a run goes no further, however many epochs are asked for
     diverged: int  # the epoch in which the loss was no longer finite
     seconds: float
     precision: str
