@@ -29,26 +29,21 @@ def data_list(as_json: Json = False) -> None:
     from mnist_cli.data.prepared import data_dir, find
     from mnist_cli.report import tables
 
-    fields = ("name", "title", "train", "test")
     rows = [
-        {field: getattr(spec, field) for field in fields} | {"path": path and str(path)}
+        (spec.name, spec.title, spec.train, spec.test, str(path) if path else None)
         for spec, path in ((spec, find(spec.name)) for spec in DATASETS.values())
     ]
     if as_json:
-        print_json(rows)
+        keys = ("name", "title", "train", "test", "path")
+        print_json([dict(zip(keys, row, strict=True)) for row in rows])
         return
     listing = [
-        {
-            "name": row["name"],
-            "what it is": row["title"],
-            ">train": f"{row['train']:,}",
-            ">test": f"{row['test']:,}",
-            "ready": row["path"] or "not fetched",
-        }
-        for row in rows
+        (name, title, f"{train:,}", f"{test:,}", path or "not fetched")
+        for name, title, train, test, path in rows
     ]
-    synthetic = {"what it is": "smooth shapes under noise, from a seed", "ready": "always"}
-    console().print(tables.table([*listing, {"name": "synthetic"} | synthetic]))
+    listing.append(("synthetic", "smooth shapes under noise, from a seed", "", "", "always"))
+    heads = ("name", "what it is", ">train", ">test", "ready")
+    console().print(tables.table([dict(zip(heads, row, strict=True)) for row in listing]))
     console().print(f"data directory: {data_dir()}")
 
 

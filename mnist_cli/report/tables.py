@@ -33,17 +33,17 @@ LEGEND: dict[Verdict, str] = {
 
 
 def table(rows: Sequence[Mapping[str, RenderableType]], marked: int | None = None) -> Table:
-    """A table whose columns are the keys of the first row; one row may be marked.
+    """A table whose columns are the keys of its rows; one row may be marked.
 
     ">" before a key means numbers, on the right. A column of nothing and `-` is left out.
     """
-    columns = [key for key in rows[0] if any(row.get(key, "") not in ("", "-") for row in rows)]
+    columns = [key for key in rows[0] if any(row[key] not in ("", "-") for row in rows)]
     made = Table(box=box.SIMPLE_HEAD)
     for key in columns:
         made.add_column(key.lstrip(">"), justify="right" if key.startswith(">") else "left")
     for index, row in enumerate(rows):
         style = "bold green" if index == marked else None
-        made.add_row(*(row.get(key, "") for key in columns), style=style)
+        made.add_row(*(row[key] for key in columns), style=style)
     return made
 
 
