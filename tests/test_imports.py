@@ -16,7 +16,7 @@ FOLDERS = ("errors", "config", "data", "models", "engine", "runs", "sweeps", "re
 RANK = {name: rank for rank, name in enumerate((*FOLDERS, "__main__"))}
 NO_TORCH = {
     *("errors", "config", "report", "cli", "__main__"),
-    *("data.seeds", "data.durable", "data.pictures", "data.prepared", "data.sources"),
+    *("data.seeds", "data.durable", "data.own", "data.pictures", "data.prepared", "data.sources"),
     *("runs.store", "runs.interrupts", "sweeps.stats"),
 }
 NO_TERMINAL = set(FOLDERS[: FOLDERS.index("report")])

@@ -1,9 +1,9 @@
 """`mnist eval`, `mnist predict` and `mnist import`: what is done with weights."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer import Argument, Option
@@ -12,8 +12,12 @@ from mnist_cli import config as configs
 from mnist_cli.cli import options as opt
 from mnist_cli.cli import screen
 from mnist_cli.config import Config, Flag
+from mnist_cli.config.schema import OwnData
 from mnist_cli.errors import CheckpointError, UsageError
 from mnist_cli.runs import interrupts, store
+
+if TYPE_CHECKING:
+    from mnist_cli.runs.checkpoint import Checkpoint
 
 
 def evaluate(
@@ -38,8 +42,11 @@ def evaluate(
 
     interrupts.listen()
     state = checkpoints.load(path)
-    settings = _checkpoint_config(state.config, path, overrides or (), opt.given(device=device))
-    datasets, data = Datasets(screen.console(stderr=True).print), settings.data
+    settings = _checkpoint_config(state, path, overrides or (), opt.given(device=device))
+    note, data = screen.console(stderr=True).print, settings.data
+    datasets = Datasets(note)
+    if state.data.get("sha256") not in (None, datasets.get(settings).sha256):
+        note("note: these images are not those that it was trained with, or have changed since")
     loss, accuracy, count = evaluate(state, settings, split, datasets)
     figures = {"n": count, "loss": loss, "acc": accuracy}
     document = {"checkpoint": str(path), "data": data.name, "split": split, **figures}
@@ -67,13 +74,12 @@ def predict(
     import numpy as np
 
     from mnist_cli.data import pictures
-    from mnist_cli.data.dataset import form
     from mnist_cli.runs import checkpoint as checkpoints
     from mnist_cli.runs.evaluate import predict
 
     state = checkpoints.load(path)
-    settings = _checkpoint_config(state.config, path, (), opt.given(device=device))
-    shape, _ = form(settings.data)
+    settings = _checkpoint_config(state, path, (), opt.given(device=device))
+    shape, _ = state.form
     rows: list[dict[str, Any]] = []
     readable = []
     for image in images:
@@ -144,7 +150,7 @@ def _find_checkpoint(path: Path, root: Path, as_json: bool) -> Path:
 
 
 def _checkpoint_config(
-    saved: Mapping[str, object], path: Path, overrides: Sequence[str], flags: Sequence[Flag]
+    state: "Checkpoint", path: Path, overrides: Sequence[str], flags: Sequence[Flag]
 ) -> Config:
     """The config of a checkpoint with what may be set anew: its device and its data.
 
@@ -160,16 +166,18 @@ def _checkpoint_config(
             )
     from mnist_cli.data.dataset import form
 
-    own = configs.load_saved(saved, str(path)).data
-    settings = configs.load_saved(saved, str(path), overrides, flags)
-    (had, _), (has, _) = form(own), form(settings.data)
+    own = configs.load_saved(state.config, str(path)).data
+    settings = configs.load_saved(state.config, str(path), overrides, flags)
+    had, _ = state.form
+    # What a user's own data has is seen when it is read.
+    has, _ = state.form if isinstance(settings.data, OwnData) else form(settings.data)
     if had != has:
         raise UsageError(
             f"data.name: the images of {settings.data.name} are {'x'.join(map(str, has))}, "
             f"but {path} is for those of {own.name}, {'x'.join(map(str, had))}",
             "choose a data set whose images have the same shape",
         )
-    ignore = {"batch_size", "shuffle", "normalize"}
+    ignore = {"batch_size", "shuffle", "normalize", "path"}
     if settings.data.model_dump(exclude=ignore) != own.model_dump(exclude=ignore):
         screen.console(stderr=True).print(
             "note: not the split it was trained with, so it may have been trained on these images"

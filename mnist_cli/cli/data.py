@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from mnist_cli import config as configs
-from mnist_cli.cli.options import ConfigOption, Json, Overrides, SplitName
+from mnist_cli.cli import options as opt
 from mnist_cli.cli.screen import console, print_json
 from mnist_cli.data.catalog import DATASETS
 from mnist_cli.errors import UsageError
@@ -24,7 +24,7 @@ DataName = Annotated[str, typer.Argument(metavar="NAME", help="A data set: `mnis
 
 
 @app.command("list")
-def data_list(as_json: Json = False) -> None:
+def data_list(as_json: opt.Json = False) -> None:
     """The data sets, and which of them are ready."""
     from mnist_cli.data.prepared import data_dir, find
     from mnist_cli.report import tables
@@ -42,6 +42,7 @@ def data_list(as_json: Json = False) -> None:
         for name, title, train, test, path in rows
     ]
     listing.append(("synthetic", "smooth shapes under noise, from a seed", "", "", "always"))
+    listing.append(("folder, npz", "your own: a folder of pictures, a file of arrays", "", "", ""))
     heads = ("name", "what it is", ">train", ">test", "ready")
     console().print(tables.table([dict(zip(heads, row, strict=True)) for row in listing]))
     console().print(f"data directory: {data_dir()}")
@@ -85,9 +86,15 @@ def data_verify(
 
 @app.command("show")
 def data_show(
-    overrides: Overrides = None,
-    config: ConfigOption = None,
-    split: Annotated[SplitName, typer.Option("--split", help="Which images.")] = "train",
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[NAME] [KEY=VALUE]...", help="A data set, settings of the config."),
+    ] = None,
+    config: opt.ConfigOption = None,
+    path: Annotated[
+        str | None, typer.Option("--path", metavar="PATH", help="data.path: of folder and npz.")
+    ] = None,
+    split: Annotated[opt.SplitName, typer.Option("--split", help="Which images.")] = "train",
     count: Annotated[int, typer.Option("-n", min=1, max=50, help="How many.")] = 5,
     augment: Annotated[
         bool, typer.Option("--augment", help="Beside each, what training sees in its place.")
@@ -97,10 +104,11 @@ def data_show(
     ] = None,
 ) -> None:
     """Draw the first images of a split, each with its label."""
-    settings = configs.load(config, overrides or ()).config
-    path = output or Path(f"{settings.data.name}-{split}.png")
-    if path.suffix.lower() != ".png":
-        raise UsageError(f"--out {path}: the picture is written as PNG", "end its name in .png")
+    words = [text if "=" in text else f"data.name={text}" for text in overrides or ()]
+    settings = configs.load(config, words, opt.given(path=path)).config
+    picture = output or Path(f"{settings.data.name}-{split}.png")
+    if picture.suffix.lower() != ".png":
+        raise UsageError(f"--out {picture}: the picture is written as PNG", "end its name in .png")
     if augment and not settings.augment.active:
         raise UsageError(
             "--augment: this config augments nothing", "say how, such as augment.rotate=10"
@@ -122,14 +130,14 @@ def data_show(
         first = images.images[:count]
         grid = preview(settings.augment, first, settings.train.seed, AUGMENTED)
         captions = [text for label in labels for text in (label, *[""] * AUGMENTED)]
-        plots.image_grid(path, title, grid.flatten(0, 1).numpy(), captions, 1 + AUGMENTED)
+        plots.image_grid(picture, title, grid.flatten(0, 1).numpy(), captions, 1 + AUGMENTED)
     else:
-        plots.image_grid(path, title, pixels, labels)
+        plots.image_grid(picture, title, pixels, labels)
     terminal = console()
     if terminal.is_terminal and not terminal.no_color:
         terminal.print(tables.image_row(pixels, labels, terminal.width))
     print(f"{title}: {' '.join(labels)}")
-    print(path)
+    print(picture)
 
 
 def _known_data(name: str) -> None:

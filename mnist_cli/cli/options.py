@@ -60,6 +60,7 @@ KEYS = {
     "name": "name",
     "lrs": "optimizer.lr",
     "seeds": "train.seed",
+    "path": "data.path",
 }
 
 

@@ -205,7 +205,10 @@ def _start_sweep(
     as_json: bool,
 ) -> None:
     """Makes a sweep in a folder of its own and trains it; `options` are those of `sweep.create`."""
-    kinds = {(t.config.data.name, t.config.train.device): t.config for t in trials}
+    kinds = {
+        (getattr(t.config.data, "path", t.config.data.name), t.config.train.device): t.config
+        for t in trials
+    }
     begin = partial(store.create, root, f"{config.name or 'run'}-{kind}")
     with _session([*kinds.values()], begin, as_json) as session:
         from mnist_cli.sweeps import sweep as sweeps
@@ -291,8 +294,10 @@ def _watch(
     from mnist_cli.report.live import Display
     from mnist_cli.sweeps.jobs import Failed
 
-    waiting = [run.config for run in runs if run.status == "waiting"]
-    steps = sum(config.steps(len(datasets.get(config).split("train"))) for config in waiting)
+    steps = 0
+    for run in runs:
+        data = datasets.get(run.config, run.meta.get("data", {}).get("sha256"))
+        steps += run.config.steps(len(data.train)) if run.status == "waiting" else 0
     display = Display(screen.console(stderr=True), labels, steps)
     failures = []
     with display.live(), closing(events):

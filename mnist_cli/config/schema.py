@@ -7,6 +7,7 @@ another variant is an error and not a value that nothing reads.
 
 import ast
 import inspect
+import os
 from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
 from functools import cache
@@ -66,11 +67,21 @@ class Section(BaseModel):
 # ---------------------------------------------------------------------------------------- data
 
 
+def _absolute(path: str) -> str:
+    return os.path.abspath(os.path.expanduser(path))  # noqa: PTH100, PTH111 - a Path's raises
+
+
+def _square(size: object) -> object:
+    return (size, size) if isinstance(size, int) else size
+
+
 class _DataBase(Section):
     name: str
     split: Literal["pooled", "holdout", "official"] = "pooled"
     """`pooled`: all images shuffled, then 80/10/10 for train/val/test. `holdout`: the last official
-    training images validate. `official`: the official test set validates."""
+    training images validate. `official`: the official test set validates. A `folder` or `npz` keeps
+    the splits it comes in; those it lacks are a tenth of its training images each, drawn by `seed`;
+    with `official` its test images validate."""
     seed: Seed = 0
     """Seed of the `pooled` shuffle (and of the images, for `synthetic`). The same for every run of
     a sweep, so that runs differ in what is compared and not in their data."""
@@ -95,6 +106,41 @@ class SyntheticData(_DataBase):
     name: Literal["synthetic"]
     size: Annotated[int, Field(ge=70, le=1_000_000)] = 7000
     """Images in all; six of seven are training images."""
+
+
+class OwnData(_DataBase):
+    """Images of a user's own."""
+
+    path: Annotated[str, Field(pattern=TEXT_PATTERN, min_length=1), AfterValidator(_absolute)]
+    """Where the images are: absolute, or relative to the working directory; `~` is your home."""
+
+
+class FolderData(OwnData):
+    """A folder with a folder of pictures for each class, or with such in `train/ val/ test/`."""
+
+    name: Literal["folder"]
+    size: (
+        Annotated[
+            tuple[Positive, Positive],
+            Field(strict=False),
+            BeforeValidator(_square, json_schema_input_type=Positive | tuple[Positive, Positive]),
+        ]
+        | None
+    ) = None
+    """Pixels that every image is resized to: the side of a square, or [height, width]. Without it
+    all must be of one size."""
+    grey: bool = False
+    """Whether images are in grey (one channel), and not in colour (three)."""
+
+
+class NpzData(OwnData):
+    """An `.npz` file of arrays by Keras's names: `x_train y_train x_test y_test`.
+
+    Images are uint8 of shape (n, height, width) or (n, height, width, channels); labels are
+    integers from 0.
+    """
+
+    name: Literal["npz"]
 
 
 # ------------------------------------------------------------------------------------- augment
@@ -540,7 +586,7 @@ def _named(default: str, union: object) -> BeforeValidator:
     return BeforeValidator(fill, json_schema_input_type=name | union)
 
 
-_Data = ImageData | SyntheticData
+_Data = ImageData | SyntheticData | FolderData | NpzData
 _Model = LogisticModel | MlpModel | CnnModel | ScratchModel | TensorNetModel
 _Optimizer = (
     SgdOptimizer

@@ -1,17 +1,19 @@
 """A data set in memory: uint8 images on the device, split in three, batches by index."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from mnist_cli.config.schema import DataConfig, ImageData, SyntheticData
+from mnist_cli.config.schema import DataConfig, OwnData, SyntheticData
 from mnist_cli.data.catalog import DATASETS
 from mnist_cli.data.formats import Arrays
+from mnist_cli.data.own import SPLITS, read
 from mnist_cli.data.prepared import prepare
 from mnist_cli.data.seeds import derive
+from mnist_cli.errors import DataError, UsageError
 
 
 @dataclass(frozen=True)
@@ -65,9 +67,7 @@ class Dataset:
         return channels, height, width
 
 
-def load(
-    config: ImageData | SyntheticData, device: torch.device, report: Callable[[str], None]
-) -> Dataset:
+def load(config: DataConfig, device: torch.device, report: Callable[[str], None]) -> Dataset:
     """The data set of a config, fetched first if it has to be.
 
     Args:
@@ -78,28 +78,40 @@ def load(
     Raises:
         DataError: it is missing and cannot be fetched, or is not what it should be.
     """
-    if isinstance(config, SyntheticData):
-        holdout, arrays = config.size // 7, synthesize(config.size, config.seed)
+    if isinstance(config, OwnData):
+        own = read(config, report)
+        images, labels, classes, sha256 = own.images, own.labels, own.classes, own.sha256
+        splits = _split_own(config, own.counts, report)
     else:
-        holdout, arrays = DATASETS[config.name].holdout, prepare(config.name, report=report)
-    images = np.concatenate([arrays.train_images, arrays.test_images])
-    labels = np.concatenate([arrays.train_labels, arrays.test_labels]).astype(np.int64)
+        if isinstance(config, SyntheticData):
+            holdout, arrays = config.size // 7, synthesize(config.size, config.seed)
+        else:
+            holdout, arrays = DATASETS[config.name].holdout, prepare(config.name, report=report)
+        images = np.concatenate([arrays.train_images, arrays.test_images])
+        labels = np.concatenate([arrays.train_labels, arrays.test_labels])
+        classes, sha256 = form(config)[1], arrays.sha256
+        splits = _split(config, len(labels), len(arrays.train_labels), holdout)
     train, val, test = (
         Split(
             torch.from_numpy(images[index]).to(device),
-            torch.from_numpy(labels[index]).to(device),
+            torch.from_numpy(labels[index].astype(np.int64)).to(device),
             scale=scale(config),
         )
-        for index in _split(config, len(labels), len(arrays.train_labels), holdout)
+        for index in splits
     )
-    return Dataset(config.name, form(config)[1], arrays.sha256, train, val, test)
+    return Dataset(config.name, classes, sha256, train, val, test)
 
 
 def form(config: DataConfig) -> tuple[tuple[int, int, int], tuple[str, ...]]:
     """The shape (channels, height, width) of an image and the name of each class.
 
     Nothing is fetched or read for it: a model can be built without its data.
+
+    Raises:
+        UsageError: it is of a user's own, whose config does not say.
     """
+    if isinstance(config, OwnData):
+        raise UsageError(f"of {config.path} nothing is known before a run has read it")
     if isinstance(config, SyntheticData):
         return (1, 28, 28), tuple("0123456789")
     spec = DATASETS[config.name]
@@ -162,3 +174,35 @@ def _split(
         return slice(train - holdout), slice(train - holdout, train), slice(train, None)
     order = np.random.default_rng(derive(config.seed, "split")).permutation(size)
     return tuple(np.split(order, [size - size // 10 * 2, size - size // 10]))
+
+
+def _split_own(
+    config: OwnData, counts: Sequence[int], report: Callable[[str], None]
+) -> tuple[slice | np.ndarray, ...]:
+    """As `_split`, for images that come in splits, or lack some of them.
+
+    Args:
+        config: says how to split.
+        counts: how many images are for training, validation and testing; 0: they lack that split.
+        report: takes a sentence about what is drawn.
+
+    Raises:
+        DataError: there are too few images, or no test images to validate on.
+    """
+    ends = np.cumsum(counts)
+    train, val, test = (slice(end - n, end) for n, end in zip(counts, ends, strict=True))
+    if config.split == "official":
+        if not counts[2]:
+            raise DataError(f"{config.path} has no test images, so data.split cannot be official")
+        return train, test, test
+    lacking = [name for name, count in zip(SPLITS, counts, strict=True) if not count]
+    if not lacking:
+        return train, val, test
+    number, tenth = counts[0], counts[0] // 10
+    what = f"{config.path}: {' and '.join(lacking)}: a tenth of {number:,} training images"
+    if not tenth:
+        raise DataError(f"{what} is none")
+    report(f"{what}, drawn by data.seed")
+    order = np.random.default_rng(derive(config.seed, "split")).permutation(number)
+    rest, *drawn = np.split(order, [number - tenth * n for n in range(len(lacking), 0, -1)])
+    return rest, val if counts[1] else drawn[0], test if counts[2] else drawn[-1]

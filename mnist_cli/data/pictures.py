@@ -51,6 +51,8 @@ def prepare(path: Path, data: str, shape: tuple[int, int, int]) -> Bytes:
         UsageError: the file cannot be read, or there is no ink in the picture.
     """
     picture = _read(path)
+    if data in ("folder", "npz"):  # of which nothing is known
+        return fitted(picture, shape[0], shape[1:])
     if shape[0] == 3:
         white = Image.new("RGBA", picture.size, "white")
         colour = Image.alpha_composite(white, picture).convert("RGB")
@@ -61,6 +63,30 @@ def prepare(path: Path, data: str, shape: tuple[int, int, int]) -> Bytes:
         raise UsageError(f"{path}: nothing is drawn in it, or too faintly", "draw dark on light")
     box, by_mass = BOXES[data]
     return _placed(_fitted(ink, box), shape[1], by_mass)[None]
+
+
+def fitted(picture: Image.Image, channels: int, size: tuple[int, int] | None) -> Bytes:
+    """A picture as it is, in grey or in colour, resized if it shall be.
+
+    Args:
+        picture: of any mode; opacity is left out.
+        channels: 1 or 3.
+        size: (height, width) wanted, if not its own.
+
+    Returns:
+        uint8 pixels, shape (channels, height, width).
+
+    Raises:
+        ValueError: its pixels are not of 8 or 16 bits.
+    """
+    if picture.mode.startswith("I;16"):  # which Pillow would cut off at 255
+        picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
+    if picture.mode in ("I", "F"):
+        raise ValueError("has pixels of 32 bits")
+    plain = picture.convert("L" if channels == 1 else "RGB")
+    if size:
+        plain = plain.resize(size[::-1], Image.Resampling.BILINEAR)
+    return np.asarray(plain).reshape(plain.height, plain.width, channels).transpose(2, 0, 1)
 
 
 # -------------------------------------------------------------------------------- from the file

@@ -73,7 +73,7 @@ def fetch(
     path = _file(spec)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(spec, report):
+        with locked(spec.name, spec.title, report):
             if force or not find(name):
                 local = source_dir and sources.from_folder(spec, source_dir.expanduser())
                 _write(spec, local or sources.fetch(spec, path.parent, report))
@@ -141,11 +141,17 @@ def _write(spec: DatasetSpec, arrays: Arrays) -> None:
         durable.replace(_file(spec, "sha256"), line.encode())
 
 
-def _locked(spec: DatasetSpec, report: Report) -> AbstractContextManager[object]:
-    """Holds the data set's lock, which the system frees even of a process that is killed."""
-    lock = FileLock(data_dir() / f".{spec.name}.lock")
+def locked(name: str, title: str, report: Report) -> AbstractContextManager[object]:
+    """Holds the lock of a prepared file, which the system frees even of a process that is killed.
+
+    Args:
+        name: the file's stem.
+        title: what is prepared.
+        report: takes a sentence if another process has the lock.
+    """
+    lock = FileLock(data_dir() / f".{name}.lock")
     try:
         return lock.acquire(timeout=0)
     except Timeout:
-        report(f"waiting for another process that is preparing {spec.title}")
+        report(f"waiting for another process that is preparing {title}")
         return lock.acquire()

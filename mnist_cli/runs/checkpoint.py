@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from mnist_cli import config as configs
+from mnist_cli.config import Config
 from mnist_cli.data import durable
 from mnist_cli.data.dataset import form
 from mnist_cli.errors import CheckpointError, UsageError, in_words, printable
@@ -47,6 +48,8 @@ class Checkpoint:
         step: steps done.
         metrics: that epoch's record.
         model: the plain module's state dict.
+        data: what it was trained on, as in `meta.json`, the shape of an image and the classes
+            included; empty in checkpoints of earlier versions.
         resume: what resuming needs besides; empty in a checkpoint that is only for using.
     """
 
@@ -55,7 +58,13 @@ class Checkpoint:
     step: int
     metrics: Values
     model: dict[str, Tensor]
+    data: Values = field(default_factory=dict)
     resume: Values = field(default_factory=dict)
+
+    @property
+    def form(self) -> tuple[tuple[int, int, int], tuple[str, ...]]:
+        """The shape (channels, height, width) of an image and the name of each class."""
+        return _form(self.data, configs.load_saved(self.config, "its config"))
 
 
 def save(path: Path, checkpoint: Checkpoint) -> None:
@@ -166,20 +175,21 @@ def _misfit(content: Values) -> str | None:
     schema = content.get("schema")
     if isinstance(schema, int) and schema > SCHEMA:
         return f"made by a newer version of mnist (checkpoint schema {schema})"
+    content.setdefault("data", {})
     for key in ("schema", *Checkpoint.__dataclass_fields__):
         kind = int if key in ("schema", "epoch", "step") else dict
         if not isinstance(content.get(key), kind):
             return f"damaged: {key} is not what a checkpoint has there"
     try:
         # A list can hold one list, or itself, any number of times.
-        tokens = json.JSONEncoder().iterencode(content["config"])
+        tokens = json.JSONEncoder().iterencode([content["config"], content["data"]])
         if sum(1 for _ in islice(tokens, MAX_TOKENS)) == MAX_TOKENS:
-            return "its config is longer than any config"
+            return "its config or data is longer than any config"
         config = configs.load_saved(content["config"], "config")
-        shape, classes = form(config.data)
+        shape, classes = _form(content["data"], config)
         with torch.device("meta"):  # without memory, of which a config can ask for any amount
             model = build(config.model, shape, len(classes), config.train.seed)
-    except (UsageError, RuntimeError, TypeError, ValueError) as error:
+    except (UsageError, RuntimeError, TypeError, ValueError, KeyError) as error:
         return f"its config cannot be used: {in_words(error)}"
     precision = config.train.precision
     kept = torch.float64 if precision == "fp64" else torch.float32  # whatever products are in
@@ -191,6 +201,13 @@ def _misfit(content: Values) -> str | None:
         if not torch.isfinite(tensor).all():
             return f"{name} has values that are not finite"
     return difference(model.state_dict(), content["model"])
+
+
+def _form(data: Values, config: Config) -> tuple[tuple[int, int, int], tuple[str, ...]]:
+    if not data:
+        return form(config.data)
+    channels, height, width = map(int, data["shape"])
+    return (channels, height, width), tuple(map(str, data["classes"]))
 
 
 def difference(own: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str | None:

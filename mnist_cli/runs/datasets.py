@@ -1,11 +1,12 @@
 """The data sets of configs, on the devices that the configs ask for."""
 
 from collections.abc import Callable
+from functools import cache
 
 from mnist_cli.config import Config
 from mnist_cli.data.dataset import Dataset, load
 from mnist_cli.engine.device import resolve_device
-from mnist_cli.errors import UsageError
+from mnist_cli.errors import DataError, UsageError
 
 
 class Datasets:
@@ -16,15 +17,19 @@ class Datasets:
     """
 
     def __init__(self, report: Callable[[str], None]) -> None:
-        self._report = report
+        self._report = cache(report)  # a sentence that every load would say is said once
         self._last: tuple[str, Dataset] | None = None
 
-    def get(self, config: Config) -> Dataset:
+    def get(self, config: Config, trained_with: str | None = None) -> Dataset:
         """The data of a config, on its device.
+
+        Args:
+            config: the config.
+            trained_with: the sum of the data that a run has been trained with.
 
         Raises:
             UsageError: the device is not there.
-            DataError: the data is missing or not what it should be.
+            DataError: the data is missing or not what it should be, or not what it was.
         """
         device = resolve_device(config.train.device)
         if config.train.precision == "tf32" and device.type != "cuda":
@@ -33,4 +38,9 @@ class Datasets:
         if self._last is None or self._last[0] != key:
             self._last = None  # two at once would only cost memory
             self._last = key, load(config.data, device, self._report)
-        return self._last[1]
+        data = self._last[1]
+        if trained_with not in (None, data.sha256):
+            name = getattr(config.data, "path", data.name)
+            what = f"{name}: the images have changed since the run was trained with them"
+            raise DataError(what, "put them back as they were, or start another run")
+        return data

@@ -93,7 +93,7 @@ class Meta(TypedDict, total=False):
     versions: dict[str, str]
     device: str
     threads: int
-    data: dict[str, str]
+    data: dict[str, Any]  # which, its sum, and what a model needs to know of it
     weights: dict[str, str]  # of a run that was imported: the file they come from
     runs_in_stack: int
     error: str

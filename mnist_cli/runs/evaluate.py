@@ -6,10 +6,11 @@ import numpy as np
 import torch
 
 from mnist_cli.config import Config
-from mnist_cli.data.dataset import Split, form, scale
+from mnist_cli.data.dataset import Split, scale
 from mnist_cli.engine import loop
 from mnist_cli.engine.device import resolve_device
 from mnist_cli.engine.stack import Stack
+from mnist_cli.errors import UsageError
 from mnist_cli.models.losses import LOSSES
 from mnist_cli.models.modules import build
 from mnist_cli.runs import checkpoint as checkpoints
@@ -28,7 +29,7 @@ def restore(state: Checkpoint, config: Config) -> Stack:
         CheckpointError: the weights are not those of the config's model.
         UsageError: the device is not there.
     """
-    shape, classes = form(config.data)
+    shape, classes = state.form
     model = build(config.model, shape, len(classes), config.train.seed)
     checkpoints.fit(model, state)
     return Stack([model], resolve_device(config.train.device), config.train.precision)
@@ -50,10 +51,14 @@ def evaluate(
 
     Raises:
         CheckpointError: the weights are not those of the config's model.
+        UsageError: the images are of another shape, or of another number of classes.
         MnistError: the data or the device are not there.
     """
     stack = restore(state, config)
-    data = datasets.get(config)
+    data, (shape, classes) = datasets.get(config), state.form
+    if (data.shape, len(data.classes)) != (shape, len(classes)):
+        what = f"{data.name} has images of {data.shape} in {len(data.classes)} classes"
+        raise UsageError(f"{what}, but the checkpoint is for {shape} in {len(classes)}")
     images = data.split(split)
     (loss,), (accuracy,) = loop.evaluate(stack, images, LOSSES[config.loss.name])
     return loss, accuracy, len(images)
@@ -78,8 +83,7 @@ def predict(state: Checkpoint, config: Config, images: np.ndarray) -> list[dict[
     pixels = torch.from_numpy(images).to(stack.device)
     labels = torch.zeros(len(pixels), dtype=torch.int64, device=stack.device)  # unknown, unused
     (rows,) = loop.probabilities(stack, Split(pixels, labels, scale(config.data))).tolist()
-    classes = form(config.data)[1]
-    return [dict(zip(classes, row, strict=True)) for row in rows]
+    return [dict(zip(state.form[1], row, strict=True)) for row in rows]
 
 
 @dataclass(frozen=True)

@@ -179,6 +179,7 @@ def commit(run: Run, record: Record, state: ReplicaState) -> None:
         step=record["step"],
         metrics=dict(record),
         model=state.model,
+        data=run.meta.get("data", {}),
     )
     resume = {
         "optimizer": state.optimizer,

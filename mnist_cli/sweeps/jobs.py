@@ -128,7 +128,13 @@ def _train_stack(job: StackJob, datasets: Datasets) -> Iterator[Event]:
         where: Meta = {
             "device": describe_device(stack.training.stack.device),
             "threads": torch.get_num_threads(),
-            "data": {"name": data.name, "split": config.data.split, "sha256": data.sha256},
+            "data": {
+                "name": data.name,
+                "split": config.data.split,
+                "sha256": data.sha256,
+                "shape": list(data.shape),
+                "classes": list(data.classes),
+            },
             "runs_in_stack": len(job.configs),
             "versions": {"torch": torch.__version__, "numpy": np.__version__},
         }

@@ -132,11 +132,29 @@ def test_a_file_of_the_archive_that_became_a_folder_is_refused(path: Path) -> No
 
 def test_a_missing_or_odd_part_is_named(tmp_path: Path) -> None:
     content = {"format": FORMAT, "schema": SCHEMA, **vars(made())}
-    for key in ("schema", *vars(made())):
+    for key in {"schema", *vars(made())} - {"data"}:  # which earlier versions did not have
         torch.save({name: value for name, value in content.items() if name != key}, tmp_path / "a")
         assert f"{key} is not what" in refusal(tmp_path / "a")
         for value in ("1", 1.5, None, torch.ones(2), [1]):
             assert f"{key} is not what" in refusal(write(tmp_path / "a", **{key: value}))
+
+
+def test_what_a_checkpoint_says_of_its_images(tmp_path: Path) -> None:
+    path, content = tmp_path / "a.pt", {"format": FORMAT, "schema": SCHEMA, **vars(made())}
+    del content["data"]  # as in earlier versions
+    torch.save(content, path)
+    assert checkpoint.load(path).form == ((1, 28, 28), tuple("0123456789"))
+    said = {"shape": [1, 28, 28], "classes": [*"abcdefghij"]}
+    assert checkpoint.load(write(path, data=said)).form[1] == tuple("abcdefghij")
+    folder = made().config | {"data": {"name": "folder", "path": "."}}
+    assert checkpoint.load(write(path, data=said, config=folder)).form[0] == (1, 28, 28)
+    assert "its config" in refusal(write(path, config=folder))  # and nothing is read in its place
+    wrong: list[dict[str, Any]] = [{"shape": [3, 28, 28]}, {"shape": [2**62, 2**62, 9]}]
+    wrong += [{"shape": [28, 28]}, {"shape": ["x", 1, 1]}, {"shape": [-1, 28, 28]}, {"shape": None}]
+    wrong += [{"classes": ["a"]}, {"classes": 10}, {"classes": None}]
+    for change in wrong:
+        refusal(write(path, data=said | change))
+    refusal(write(path, data={"sha256": ""}))
 
 
 # -------------------------------------------------------------------------------- files of others
