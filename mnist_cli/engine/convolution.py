@@ -113,6 +113,28 @@ def images(like: Tensor, *shape: int) -> Tensor:
     return rows.permute(3, 0, 4, 1, 2)
 
 
+def images_like(x: Tensor, *shape: int) -> Tensor:
+    """Room for as many images as `x` has, each of a shape, laid out in memory as those are."""
+    shape = (*x.shape[:2], *shape)
+    return images(x, *shape) if _interleaved(x) else buffer(x, *shape)
+
+
+def merged(*tensors: Tensor) -> list[tuple[Tensor, ...]]:
+    """Views for a kernel that treats every channel by itself, and so all replicas at once.
+
+    Args:
+        tensors: shape (R, batch, channels, ...) each.
+
+    Returns:
+        One of each, (batch, R * channels, ...), if they lie so in memory; else R, replica by
+        replica.
+    """
+    views = [tensor.transpose(0, 1).flatten(1, 2) for tensor in tensors]
+    if all(view.data_ptr() == own.data_ptr() for view, own in zip(views, tensors, strict=True)):
+        return [tuple(views)]
+    return list(zip(*tensors, strict=True))
+
+
 def _interleaved(x: Tensor) -> bool:
     """Whether images lie in memory as those of `images` do."""
     if x.shape[0] == x.shape[2] == 1:  # one channel of one replica: any order is that order

@@ -5,7 +5,9 @@ forward pass on a tape and then, walking the graph in reverse, each one's backwa
 has no rule is left to `torch.func`, by itself: right for everything, and slower.
 """
 
+import copy
 import inspect
+import operator
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from typing import Any
@@ -19,6 +21,8 @@ from torch.fx.node import map_aggregate
 from mnist_cli.engine.rules import FUNCTIONS, LAYERS, Backward, Result, no_gradient
 from mnist_cli.engine.tape import Call, Tape, Value
 
+IN_PLACE = (operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.imatmul)
+
 
 class _Tracer(Tracer):
     """Looks into all modules and functions but torch's own and those that have a rule."""
@@ -31,11 +35,34 @@ class _Tracer(Tracer):
 
 
 def _graph(module: nn.Module) -> Graph:
-    """The calls that a module makes, or where its code cannot be traced that of itself."""
+    """The calls that a module makes, or where its code cannot be taken apart that of itself."""
+    module = copy.deepcopy(module)  # code that keeps something would keep what tracing gives it
+    before = [(buffer, buffer._version) for buffer in module.buffers()]
     try:
-        return _Tracer().trace(module)
+        graph = _Tracer().trace(module)
     except Exception:  # noqa: BLE001 - such code raises anything
         return _one_node()
+    kept = [
+        now is was and now._version == version
+        for now, (was, version) in zip(module.buffers(), before, strict=True)
+    ]
+    return graph if all(kept) and not _overwrites(graph, module) else _one_node()
+
+
+def _overwrites(graph: Graph, module: nn.Module) -> bool:
+    """Whether a call changes, in its place, what others read too."""
+    for node in graph.nodes:
+        call: Any = node.target
+        if node.op == "call_module":
+            changes = getattr(module.get_submodule(call), "inplace", False)
+        else:
+            name = call if isinstance(call, str) else getattr(call, "__name__", "")
+            changes = name.endswith("_") and not name.startswith("_")
+            changes = changes or call in IN_PLACE or node.kwargs.get("inplace", False)
+        for read in node.all_input_nodes[:1] if changes else ():
+            if read.op == "get_attr" or len(read.users) > 1:
+                return True
+    return False
 
 
 def _one_node() -> Graph:
@@ -201,16 +228,21 @@ def _by_torch(
     everything: Any = (own, args, kwargs)
     values = _values(everything)
     lead = max(len(value.data) for value in values)
+    module = function if isinstance(function, nn.Module) else None
+    buffers = [own[name] for name, _ in module.named_buffers()] if module else []
 
     def alone(*tensors: Tensor) -> Any:
         rest = iter(tensors)
         mine, positional, named = map_aggregate(
-            everything, lambda x: next(rest) if isinstance(x, Value) else x
+            # A copy, for it may be changed.
+            *(everything, lambda x: next(rest).clone() if isinstance(x, Value) else x)
         )
-        if isinstance(function, nn.Module):
-            function.train(tape.training)
-            return functional_call(function, dict(mine), tuple(positional), dict(named))
-        return function(*positional, **named)
+        if module is None:
+            return function(*positional, **named), []
+        module.train(tape.training)
+        state = dict(mine)
+        result = functional_call(module, state, tuple(positional), dict(named))
+        return result, [state[name] for name, _ in module.named_buffers()]
 
     together: Callable[..., Any] = vmap(alone, randomness="different")
 
@@ -218,7 +250,7 @@ def _by_torch(
         repeats = [(x.data.detach(), lead // len(x.data)) for x in values]
         return [data if n == 1 else data.repeat_interleave(n, 0) for data, n in repeats]
 
-    result = together(*inputs())
+    result, _ = together(*inputs())
     if not isinstance(result, Tensor):
         raise _NoTensorError
     learns = tape.training and result.is_floating_point()
@@ -229,8 +261,10 @@ def _by_torch(
     def forward() -> None:
         tensors = inputs()
         leaves = [tensors[i].requires_grad_() for i in learned]
-        result = together(*tensors)
+        result, changed = together(*tensors)
         y.data.copy_(result.detach())
+        for value, now in zip(buffers, changed, strict=True):
+            value.data.copy_(now.detach())
         latest[:] = result, leaves
 
     def backward() -> None:

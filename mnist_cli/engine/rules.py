@@ -22,6 +22,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mnist_cli.engine.convolution import convolution
+from mnist_cli.engine.normalization import batch_norm, layer_norm
+from mnist_cli.engine.pooling import adaptive_average_pool, average_pool, max_pool
 from mnist_cli.engine.tape import Tape, Value, alike, buffer, multiply
 from mnist_cli.models import scratch
 from mnist_cli.models.modules import Dropout, keep_mask
@@ -123,6 +125,65 @@ tanh = from_result(
 )
 
 
+def from_input(
+    function: Callable[..., Any], derivative: Callable[..., Any]
+) -> Callable[..., Result]:
+    """The rule of a function of each number whose derivative is known from what it is of.
+
+    Args:
+        function: writes y from x to `out`.
+        derivative: writes dx from dy and x to `out`.
+    """
+
+    def rule(tape: Tape, x: Value, inplace: bool = False) -> Result:  # noqa: ARG001
+        y = Value(alike(x.data), x.needs_grad, disposable=True)
+        tape.call(function, x.data, out=y.data)
+
+        def backward() -> None:
+            with tape.gradient(x, over=y) as dx:
+                tape.call(derivative, y.grad, x.data, out=dx)
+
+        return y, backward
+
+    return rule
+
+
+# y = x sigmoid(x); dx = dy (s + x s (1 - s)), s = sigmoid(x)
+silu = from_input(
+    aten.silu.out, lambda dy, x, out: aten.silu_backward.grad_input(dy, x, grad_input=out)
+)
+
+
+def gelu(tape: Tape, x: Value, approximate: str = "none") -> Result:
+    """Y = x Phi(x), dx = dy (Phi(x) + x phi(x)); Phi of the normal distribution, or near it.
+
+    With `tanh`, Phi(x) is (1 + tanh(u)) / 2, where u = sqrt(2 / pi) (x + 0.044715 x^3) (Hendrycks
+    and Gimpel 2016).
+    """
+
+    def derivative(dy: Tensor, x: Tensor, out: Tensor) -> None:
+        aten.gelu_backward.grad_input(dy, x, approximate=approximate, grad_input=out)
+
+    return from_input(partial(aten.gelu.out, approximate=approximate), derivative)(tape, x)
+
+
+def leaky_relu(
+    tape: Tape,
+    x: Value,
+    negative_slope: float = 0.01,
+    inplace: bool = False,  # noqa: ARG001
+) -> Result:
+    """Y = x where x > 0, else a x; dx = dy, or a dy."""
+
+    def function(x: Tensor, out: Tensor) -> None:
+        aten.leaky_relu.out(x, negative_slope, out=out)
+
+    def derivative(dy: Tensor, x: Tensor, out: Tensor) -> None:
+        aten.leaky_relu_backward.grad_input(dy, x, negative_slope, False, grad_input=out)
+
+    return from_input(function, derivative)(tape, x)
+
+
 def dropout(tape: Tape, x: Value, p: float, seed: Value) -> Result:
     """Dropout: y = x * m, dx = dy * m, where m is 0 with probability p and else 1 / (1 - p)."""
     if not tape.training:
@@ -206,7 +267,7 @@ def _aligned(*operands: Operand) -> list[Tensor]:
     ]
 
 
-# --------------------------------------------------------------------------- shapes, means, pools
+# --------------------------------------------------------------------------- shapes, means
 
 
 def flatten(tape: Tape, x: Value, start_dim: int = 0, end_dim: int = -1) -> Result:
@@ -258,55 +319,14 @@ def mean(tape: Tape, x: Value, dim: Any, keepdim: bool = False) -> Result:
     return y, backward
 
 
-def pool(tape: Tape, x: Value, kernel: Any, stride: Any, *, largest: bool = False) -> Result:
-    """Mean or largest number of each window, if none overlap: each gets its share of dy.
+def _settings(rule: Callable[..., Result]) -> Callable[..., Result]:
+    """The rule of a layer without parameters: that of a function of its settings."""
 
-    The share is 1/n of n numbers, or 1 of the largest; of several largest the first is meant.
-    """
-    (height, width), (down, right) = ((n, n) if isinstance(n, int) else n for n in (kernel, stride))
-    if down < height or right < width:
-        return None
+    def of_layer(tape: Tape, layer: nn.Module, _: Parameters, x: Value) -> Result:
+        names: Any = layer.__constants__
+        return rule(tape, x, **{name: getattr(layer, name) for name in names})
 
-    def windows(images: Tensor) -> Tensor:  # shape (..., rows, columns, *kernel)
-        return images.unfold(-2, height, down).unfold(-2, width, right)
-
-    found = windows(x.data)
-    y = Value(found.new_zeros(found.shape[:-2]), x.needs_grad)
-    share = torch.tensor(1 / (height * width), dtype=torch.float64)
-    if largest:
-        share = found.new_zeros(found.shape)
-        places = torch.zeros(y.data.shape, dtype=torch.int64, device=share.device)
-        tape.call(share.copy_, found)
-        tape.call(torch.max, share.flatten(-2), -1, out=(y.data, places))
-        tape.call(share.zero_)
-        tape.call(share.flatten(-2).scatter_, -1, places[..., None], 1.0)
-    else:
-        tape.call(torch.mean, found, (-2, -1), out=y.data)
-
-    def backward() -> None:
-        with tape.gradient(x) as dx:
-            tape.call(dx.zero_)
-            each = y.gradient[..., None, None].expand(found.shape)
-            tape.call(torch.mul, each, share, out=windows(dx))
-
-    return y, backward
-
-
-def _pool(tape: Tape, layer: nn.AvgPool2d | nn.MaxPool2d, _: Parameters, x: Value) -> Result:
-    usual = {"padding": 0, "dilation": 1, "ceil_mode": False, "return_indices": False}
-    unusual = any(getattr(layer, key, value) != value for key, value in usual.items())
-    if unusual or getattr(layer, "divisor_override", None) is not None:
-        return None
-    return pool(tape, x, layer.kernel_size, layer.stride, largest=isinstance(layer, nn.MaxPool2d))
-
-
-def _adaptive_pool(tape: Tape, layer: nn.AdaptiveAvgPool2d, _: Parameters, x: Value) -> Result:
-    size: Any = layer.output_size
-    rows, columns = (size, size) if isinstance(size, int) else size
-    height, width = x.data.shape[-2:]
-    if None in (rows, columns) or height % rows or width % columns:
-        return None
-    return pool(tape, x, *[(height // rows, width // columns)] * 2)
+    return of_layer
 
 
 # By the class of a layer: (tape, layer, its parameters and buffers, x).
@@ -318,9 +338,15 @@ LAYERS: dict[type[nn.Module], Callable[..., Result]] = {
     nn.Tanh: lambda tape, _layer, _own, x: tanh(tape, x),
     nn.Identity: lambda _tape, _layer, _own, x: (x, no_gradient),
     nn.Flatten: lambda tape, layer, _own, x: flatten(tape, x, layer.start_dim, layer.end_dim),
-    nn.AvgPool2d: _pool,
-    nn.MaxPool2d: _pool,
-    nn.AdaptiveAvgPool2d: _adaptive_pool,
+    nn.GELU: _settings(gelu),
+    nn.SiLU: _settings(silu),
+    nn.LeakyReLU: _settings(leaky_relu),
+    nn.BatchNorm1d: batch_norm,
+    nn.BatchNorm2d: batch_norm,
+    nn.LayerNorm: layer_norm,
+    nn.AvgPool2d: _settings(average_pool),
+    nn.MaxPool2d: _settings(max_pool),
+    nn.AdaptiveAvgPool2d: _settings(adaptive_average_pool),
     Dropout: lambda tape, layer, own, x: dropout(tape, x, layer.p, own["seed"]),
 }
 
@@ -329,9 +355,15 @@ FUNCTIONS: dict[Any, Callable[..., Result]] = {
     **dict.fromkeys((F.relu, torch.relu, scratch.relu, "relu"), relu),
     **dict.fromkeys((torch.sigmoid, scratch.sigmoid, "sigmoid"), sigmoid),
     **dict.fromkeys((torch.tanh, scratch.tanh, "tanh"), tanh),
+    F.gelu: gelu,
+    F.silu: silu,
+    F.leaky_relu: leaky_relu,
+    F.max_pool2d: max_pool,
+    F.avg_pool2d: average_pool,
+    F.adaptive_avg_pool2d: adaptive_average_pool,
     **dict.fromkeys((operator.matmul, torch.matmul), matmul),
-    **dict.fromkeys((operator.add, torch.add), add),
-    **dict.fromkeys((operator.mul, torch.mul), mul),
+    **dict.fromkeys((operator.add, operator.iadd, torch.add, "add", "add_"), add),
+    **dict.fromkeys((operator.mul, operator.imul, torch.mul, "mul", "mul_"), mul),
     **dict.fromkeys((torch.flatten, "flatten"), flatten),
     **dict.fromkeys((torch.reshape, "reshape", "view"), reshape),
     **dict.fromkeys((torch.mean, "mean"), mean),

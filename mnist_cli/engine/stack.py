@@ -10,6 +10,7 @@ from torch.func import stack_module_state
 
 from mnist_cli.engine.convolution import HALVES
 from mnist_cli.engine.flat import Flat
+from mnist_cli.engine.normalization import BatchNorm
 from mnist_cli.engine.program import Program
 from mnist_cli.engine.tape import buffer
 from mnist_cli.models.modules import Dropout
@@ -45,6 +46,7 @@ class Stack:
         dtype: the type of what products take: images, activations.
         weights: what the optimizer changes, in place.
         gradients: what the optimizer reads, laid out as the weights.
+        buffers: what the modules keep besides, such as running statistics, by name, shape (R, ...).
     """
 
     def __init__(self, models: Sequence[nn.Module], device: torch.device, precision: str) -> None:
@@ -69,12 +71,17 @@ class Stack:
                 {name: buffer(like, self.replicas, *shape) for name, shape in shapes.items()}
                 for _ in range(2)
             )
-        # Integers (the keys of dropout) keep their type.
-        self._buffers = {
-            name: b.to(device, self.dtype if b.is_floating_point() else None)
-            for name, b in buffers.items()
+        # Integers (the keys of dropout) keep their type, and statistics all their digits.
+        self.buffers = {
+            name: b.to(device, self._buffer_type(name, b), copy=True) for name, b in buffers.items()
         }
         self.refresh()
+
+    def _buffer_type(self, name: str, buffer: Tensor) -> torch.dtype:
+        if not buffer.is_floating_point():
+            return buffer.dtype
+        owner = self._module.get_submodule(name.rpartition(".")[0])
+        return self.weights.row.dtype if isinstance(owner, BatchNorm) else self.dtype
 
     @property
     def parameters(self) -> dict[str, Tensor]:
@@ -91,15 +98,16 @@ class Stack:
             training: whether there is a backward pass, and dropout drops.
         """
         gradients = self._products if training else None
-        return Program(self._module, self._factors | self._buffers, gradients, images, self._step)
+        return Program(self._module, self._factors | self.buffers, gradients, images, self._step)
 
     def parts(self, batch: int) -> int:
         """In how many parts of one size a batch is best taken."""
         on_cpu = self.device.type == "cpu" and self.dtype is not torch.bfloat16
         layers = list(self._module.modules())
-        drops = any(isinstance(layer, Dropout) for layer in layers)  # by the place in the batch
+        # Dropout is by the place in the batch, and normalisation by all of it.
+        whole = any(isinstance(layer, Dropout | BatchNorm) for layer in layers)
         convolves = any(isinstance(layer, nn.Conv2d) for layer in layers)
-        halved = on_cpu and self.replicas == 1 and convolves and not drops
+        halved = on_cpu and self.replicas == 1 and convolves and not whole
         return HALVES if halved and batch % HALVES == 0 else 1
 
     def begin(self, step: int) -> None:
@@ -119,15 +127,22 @@ class Stack:
                 value.copy_(self.parameters[name])
 
     def state_dict(self, replica: int) -> dict[str, Tensor]:
-        """A copy of one replica's parameters on the CPU: the `state_dict` of its plain module."""
-        return self.weights.state_dict(replica)
+        """A copy of one replica on the CPU: the `state_dict` of its plain module."""
+        kept = self.weights.row.dtype
+        state = self.weights.state_dict(replica)
+        for name, each in self.buffers.items():
+            own = each[replica]
+            state[name] = own.to("cpu", kept if own.is_floating_point() else None, copy=True)
+        return {name: state[name] for name in self._module.state_dict()}
 
     def load_state_dict(self, replica: int, state: Mapping[str, Tensor]) -> None:
-        """Sets one replica's parameters.
+        """Sets one replica's parameters and buffers.
 
         Raises:
-            KeyError: a parameter is missing.
+            KeyError: one is missing.
             RuntimeError: a shape differs.
         """
         self.weights.load_state_dict(replica, state)
+        for name in self._module.state_dict().keys() & self.buffers.keys():
+            self.buffers[name][replica].copy_(state[name])
         self.refresh()

@@ -127,23 +127,29 @@ def test_splits(split: str, sizes: tuple[int, int, int]) -> None:
 class Normalized(torch.nn.Module):
     """What becomes of an image depends on the others in its batch."""
 
-    def __init__(self) -> None:
+    def __init__(self, norm: type[torch.nn.Module]) -> None:
         super().__init__()
         self.convolution = torch.nn.Conv2d(1, 10, 3, stride=4)
-        self.norm = torch.nn.BatchNorm2d(10, track_running_stats=False)
+        self.norm = norm(10)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         y: torch.Tensor = self.norm(self.convolution(images)).relu().mean((2, 3))
         return y
 
 
-def test_a_batch_is_taken_in_parts_only_where_its_images_are_apart() -> None:
+class OwnNorm(torch.nn.BatchNorm2d):
+    """No rule knows it."""
+
+
+@pytest.mark.parametrize("norm", [torch.nn.BatchNorm2d, OwnNorm])
+def test_a_batch_is_taken_in_parts_only_where_its_images_are_apart(
+    norm: type[torch.nn.Module],
+) -> None:
     """A convolutional network alone is computed in halves, which batch normalisation would see."""
     data = training().data
     torch.manual_seed(0)
-    model = Normalized().double()
+    model = Normalized(norm).double()
     stack = Stack([model], torch.device("cpu"), "fp64")
-    assert stack.parts(32) > 1
     totals = MetricAccumulator(1, torch.device("cpu"))
     one = Pass(stack, data.train, cross_entropy, (1, 32), totals, weight=1 / 32)
     one.index.copy_(torch.arange(32)[None])
@@ -153,3 +159,5 @@ def test_a_batch_is_taken_in_parts_only_where_its_images_are_apart() -> None:
     F.cross_entropy(logits, data.train.labels[:32]).backward()
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(stack.gradients.views[name][0], parameter.grad)
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(stack.state_dict(0)[name], value)
