@@ -275,6 +275,15 @@ class LossConfig(Section):
     `nll` by tensor operations alone; `scratch_cross_entropy` is on their softmax, likewise."""
     reduction: Literal["mean", "sum"] = "mean"
     """What the gradient is of: the mean over the batch or the sum. Reported losses are means."""
+    label_smoothing: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """With `cross_entropy`, the share of a target that is spread evenly over all classes, as torch
+    does it: in the losses of training and of evaluation."""
+
+    @model_validator(mode="after")
+    def _smoothing_is_of_cross_entropy(self) -> Self:
+        if self.label_smoothing and self.name != "cross_entropy":
+            raise ValueError("label_smoothing is a setting of cross_entropy alone")
+        return self
 
 
 # ----------------------------------------------------------------------------------- optimizer
@@ -494,6 +503,9 @@ class TrainConfig(Section):
     """Floating-point type of weights and activations. With `bf16` products are computed in bfloat16
     as torch's autocast decides, and weights kept and updated in fp32; with `tf32` a GPU multiplies
     fp32 numbers with fewer bits."""
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """The decay of an exponential moving average of the weights, by every step. Where it is given,
+    the average is what is validated, selected, kept in `best.pt` and evaluated."""
     clip_grad_norm: Annotated[float, Field(gt=0)] | None = None
     """The largest norm of a run's gradient: a longer one is scaled down to it, as
     `torch.nn.utils.clip_grad_norm_` does."""

@@ -19,7 +19,7 @@ from mnist_cli.engine.loss import MetricAccumulator, SoftmaxLoss
 from mnist_cli.engine.optimizers import Optimizer, clip_grad_norm
 from mnist_cli.engine.stack import PRECISIONS, Stack
 from mnist_cli.engine.tape import Call
-from mnist_cli.models.losses import LOSSES, Loss, cross_entropy
+from mnist_cli.models.losses import Loss, cross_entropy, loss_of
 from mnist_cli.models.modules import build
 
 EVAL_IMAGES = 2048  # images times replicas of one evaluation batch: they stay in the cache
@@ -110,7 +110,7 @@ def prepare(configs: Sequence[Config], data: Dataset) -> Training:
             [(c.optimizer, c.scheduler) for c in configs], stack.weights, stack.gradients
         ),
         data=data,
-        loss=LOSSES[config.loss.name],
+        loss=loss_of(config.loss),
         seeds=seeds,
         steps=config.steps(len(data.train)),
         batch_size=config.data.batch_size,

@@ -1,9 +1,10 @@
 """The loss at the end of a program: its gradient, and the count of losses and hits.
 
 All losses of `models.losses` are the cross-entropy of a softmax, written in one way or another. Be
-p = softmax(z) and c the right class, then the loss is -log p[c], and its gradient by the logits
-p - onehot(c) (Goodfellow, Bengio and Courville 2016, section 6.2.2.3). The logits of some steps are
-kept and counted at once, so that figures cost a step no more than a copy.
+p = softmax(z) and q what p should be, then the loss is -sum(q log p), and its gradient by the
+logits p - q (Goodfellow, Bengio and Courville 2016, section 6.2.2.3). Of K classes the right one
+has q = 1 - e + e/K and every other e/K, where e is the label smoothing. The logits of some steps
+are kept and counted at once, so that figures cost a step no more than a copy.
 """
 
 import math
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from mnist_cli.engine.program import Program
 from mnist_cli.engine.tape import Call, Tape, alike
-from mnist_cli.models.losses import Loss, scratch_cross_entropy
+from mnist_cli.models.losses import CrossEntropy, Loss, scratch_cross_entropy
 
 KEPT = 16  # steps whose logits are kept on a CPU, where a call costs more than counting
 
@@ -30,7 +31,9 @@ class MetricAccumulator:
         self._loss = torch.zeros(replicas, dtype=torch.float64, device=device)
         self._hits = torch.zeros(replicas, dtype=torch.int64, device=device)
 
-    def add(self, logits: Tensor, labels: Tensor, axis: int, least: float) -> None:
+    def add(
+        self, logits: Tensor, labels: Tensor, axis: int, least: float, smoothing: float = 0.0
+    ) -> None:
         """Counts some steps.
 
         Args:
@@ -38,10 +41,13 @@ class MetricAccumulator:
             labels: the same with one class, as of one replica in each group.
             axis: along which the classes lie.
             least: what the logarithm of a probability counts at least.
+            smoothing: of the labels.
         """
         logarithms = logits.log_softmax(axis)
         guesses = logarithms.max(axis, keepdim=True).indices  # of equal ones the first
         right = torch.take_along_dim(logarithms, labels, axis).clamp_min_(least)
+        if smoothing:
+            right = right * (1 - smoothing) + logarithms.mean(axis, keepdim=True) * smoothing
         rows = len(self._hits), -1  # in parts, if a batch is taken so
         self._hits += (guesses == labels).sum((0, 3, 4)).view(rows).sum(1)
         self._loss -= right.sum((0, 3, 4), dtype=torch.float64).view(rows).sum(1)
@@ -84,6 +90,7 @@ class SoftmaxLoss:
         exact = torch.float32 if z.dtype is torch.bfloat16 else z.dtype
         # Written so it rounds: what is less probable than the smallest float has no gradient.
         rounds = loss is scratch_cross_entropy
+        self._smoothing = loss.label_smoothing if isinstance(loss, CrossEntropy) else 0.0
         self._least = math.log(torch.finfo(exact).tiny) if rounds else -math.inf
         # A captured step leaves nothing to be done by others.
         kept = KEPT if tape.training and z.device.type == "cpu" else 1
@@ -99,7 +106,7 @@ class SoftmaxLoss:
         self.calls: list[Call] = [*tape.calls, self._keep]
 
     def _gradient(self, tape: Tape, dz: Tensor, weight: float) -> None:
-        """Dz = (p - onehot(c)) * weight; where p[c] was rounded to less than the least, 0."""
+        """Dz = (p - q) * weight; where p[c] was rounded to less than the least, 0."""
         dz, exact = dz.view(self._z.shape), self._logits.dtype
         p = dz if dz.dtype is exact else torch.empty_like(dz, dtype=exact)
         right = self._beside(self.labels).expand_as(p.narrow(self._axis, 0, 1))
@@ -108,7 +115,10 @@ class SoftmaxLoss:
             seen = p.new_empty(right.shape)
             tape.call(torch.gather, p, self._axis, right, out=seen)
             tape.call(torch.ge, seen, torch.finfo(exact).tiny, out=seen)
-        tape.call(p.scatter_add_, self._axis, right, p.new_full((), -1.0).expand(right.shape))
+        if self._smoothing:
+            tape.call(p.sub_, self._smoothing / p.shape[self._axis])
+        certain = p.new_full((), self._smoothing - 1).expand(right.shape)
+        tape.call(p.scatter_add_, self._axis, right, certain)
         tape.call(p.mul_, p.new_full((), weight))
         if self._least > -math.inf:
             tape.call(p.mul_, seen)
@@ -132,4 +142,4 @@ class SoftmaxLoss:
         kept, self._kept = self._kept, 0
         if kept:
             right = self._beside(self._labels[:kept])
-            self._totals.add(self._logits[:kept], right, self._axis, self._least)
+            self._totals.add(self._logits[:kept], right, self._axis, self._least, self._smoothing)

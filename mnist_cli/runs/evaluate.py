@@ -11,7 +11,7 @@ from mnist_cli.engine import loop
 from mnist_cli.engine.device import resolve_device
 from mnist_cli.engine.stack import Stack
 from mnist_cli.errors import UsageError
-from mnist_cli.models.losses import LOSSES
+from mnist_cli.models.losses import loss_of
 from mnist_cli.models.modules import build
 from mnist_cli.runs import checkpoint as checkpoints
 from mnist_cli.runs.checkpoint import Checkpoint
@@ -60,7 +60,7 @@ def evaluate(
         what = f"{data.name} has images of {data.shape} in {len(data.classes)} classes"
         raise UsageError(f"{what}, but the checkpoint is for {shape} in {len(classes)}")
     images = data.split(split)
-    (loss,), (accuracy,) = loop.evaluate(stack, images, LOSSES[config.loss.name])
+    (loss,), (accuracy,) = loop.evaluate(stack, images, loss_of(config.loss))
     return loss, accuracy, len(images)
 
 

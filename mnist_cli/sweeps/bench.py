@@ -128,7 +128,9 @@ def tutorial(
     loader = DataLoader(images, config.data.batch_size, shuffle=config.data.shuffle)
     batches = chain.from_iterable(repeat(loader))
     model = build(config.model, data.shape, len(data.classes), config.train.seed).to(device)
-    criterion = torch.nn.CrossEntropyLoss(reduction=config.loss.reduction)
+    criterion = torch.nn.CrossEntropyLoss(
+        reduction=config.loss.reduction, label_smoothing=config.loss.label_smoothing
+    )
     kind = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}[config.optimizer.name]
     optimizer = kind(model.parameters(), **config.optimizer.model_dump(exclude={"name"}))
 

@@ -16,7 +16,7 @@ from mnist_cli.data.dataset import Dataset, epoch_order
 from mnist_cli.engine.loop import Record, Training, batches, prepare, train
 from mnist_cli.engine.optimizers import Optimizer
 from mnist_cli.engine.stack import Stack
-from mnist_cli.models.losses import LOSSES
+from mnist_cli.models.losses import LOSSES, loss_of
 from mnist_cli.models.modules import build, dropouts
 
 BATCH, EPOCHS, STEPS_PER_EPOCH = 32, 3, 4  # 120 training images: the last batch is smaller
@@ -187,7 +187,7 @@ def train_stack(
             [(each, config.scheduler) for each in configs], stack.weights, stack.gradients
         ),
         data=data,
-        loss=LOSSES[config.loss.name],
+        loss=loss_of(config.loss),
         seeds=seeds,
         steps=EPOCHS * STEPS_PER_EPOCH,
         batch_size=BATCH,
@@ -216,7 +216,11 @@ def train_alone(
             if config.augment.active:
                 images = augmented(config, data, index, step, seed)
             optim.zero_grad()
-            loss = F.cross_entropy(model(images), labels, reduction=config.loss.reduction)
+            loss = F.cross_entropy(
+                *(model(images), labels),
+                reduction=config.loss.reduction,
+                label_smoothing=config.loss.label_smoothing,
+            )
             loss.backward()
             if config.train.clip_grad_norm is not None:
                 torch.nn.utils.clip_grad_norm_(model.parameters(), config.train.clip_grad_norm)
@@ -329,10 +333,13 @@ def test_seeds_have_images_of_their_own_in_one_order(precision: str, data: Datas
         torch.testing.assert_close(run.stack.state_dict(1)[name], value, rtol=0, atol=near)
 
 
-@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("loss", [*({"name": name} for name in LOSSES), {"label_smoothing": 0.1}])
+@pytest.mark.parametrize("model", ["mlp", "cnn"])
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
-def test_every_loss_and_reduction(loss: str, reduction: str, data: Dataset) -> None:
-    config = config_of("mlp", "sgd", "constant", loss={"name": loss, "reduction": reduction})
+def test_every_loss_and_reduction(
+    loss: dict[str, Any], model: str, reduction: str, data: Dataset
+) -> None:
+    config = config_of(model, "sgd", "constant", loss={**loss, "reduction": reduction})
     stack, epochs = train_stack(config, data, [1e-3, 1e-4], [0, 1])
     for r, rate in enumerate([1e-3, 1e-4]):
         state, losses = train_alone(config, "sgd", "constant", data, rate, r)
