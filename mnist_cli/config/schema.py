@@ -250,6 +250,31 @@ class CnnModel(Section):
     """Channels after the first and the second convolution; the third has one per class."""
 
 
+class LenetModel(Section):
+    """LeNet-5: two convolutions with pooling, three linear layers."""
+
+    name: Literal["lenet"]
+    variant: Literal["classic", "modern"] = "classic"
+    """`classic`: tanh and average pooling, as published in 1998. `modern`: ReLU and max-pooling."""
+
+
+class ResnetModel(Section):
+    """A residual network with batch normalisation: three stages, each narrower and deeper."""
+
+    name: Literal["resnet"]
+    depth: Annotated[int, Field(ge=8)] = 8
+    """Number of layers with weights on the longest path: 6n + 2, with n blocks in each stage."""
+    width: Positive = 16
+    """Channels of the first stage; the second has twice and the third four times as many."""
+
+    @model_validator(mode="after")
+    def _whole_blocks(self) -> Self:
+        if self.depth % 6 != 2:
+            near = max(8, self.depth - (self.depth - 2) % 6)
+            raise ValueError(f"depth must be 6n + 2, such as {near} or {near + 6}")
+        return self
+
+
 class ScratchModel(Section):
     """The network of `logistic`, by tensor operations alone."""
 
@@ -599,7 +624,9 @@ def _named(default: str, union: object) -> BeforeValidator:
 
 
 _Data = ImageData | SyntheticData | FolderData | NpzData
-_Model = LogisticModel | MlpModel | CnnModel | ScratchModel | TensorNetModel
+_Model = (
+    LogisticModel | MlpModel | CnnModel | LenetModel | ResnetModel | ScratchModel | TensorNetModel
+)
 _Optimizer = (
     SgdOptimizer
     | AdamOptimizer

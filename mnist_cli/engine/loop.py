@@ -51,6 +51,8 @@ class Training:
         steps: how many steps there are in all.
         reduction: whether gradients are of a batch's mean loss or of its sum.
         clip: the largest norm of each replica's gradient, shape (R,), if there is one.
+        average: the exponential moving average of the stack, if that is what is to be evaluated.
+        decay: how much of the average a step leaves.
         step: steps done; with the stack and the optimizer, all that ever changes.
         augment: how training images are changed.
         running: whether each replica is still running; one whose loss is not finite stops.
@@ -67,11 +69,18 @@ class Training:
     reduction: Literal["mean", "sum"]
     clip: Tensor | None = None
     augment: AugmentConfig = field(default_factory=AugmentConfig)
+    average: Stack | None = None
+    decay: float = 0.0
     step: int = 0
     running: list[bool] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.running = self.running or [True] * self.stack.replicas
+
+    @property
+    def evaluated(self) -> Stack:
+        """What is validated and kept: the average of the stack if there is one, or itself."""
+        return self.average or self.stack
 
     @property
     def steps_per_epoch(self) -> int:
@@ -118,6 +127,8 @@ def prepare(configs: Sequence[Config], data: Dataset) -> Training:
         reduction=config.loss.reduction,
         clip=clip.to(stack.device) if any(limits) else None,
         augment=config.augment,
+        average=Stack(models, stack.device, config.train.precision) if config.train.ema else None,
+        decay=config.train.ema or 0.0,
     )
 
 
@@ -220,7 +231,7 @@ def train(run: Training) -> Iterator[list[Record]]:
     stack, optimizer = run.stack, run.optimizer
     totals = MetricAccumulator(stack.replicas, stack.device)
     steps: dict[int, tuple[Pass, Call]] = {}
-    validation = Evaluation(stack, run.data.val, run.loss)
+    validation = Evaluation(run.evaluated, run.data.val, run.loss)
     while run.step < run.steps and any(run.running):
         began = time.perf_counter()
         epoch = run.step // run.steps_per_epoch
@@ -246,6 +257,7 @@ def train(run: Training) -> Iterator[list[Record]]:
             one.count()
         train_loss, train_acc = totals.means(images_seen)  # the epoch's one wait for the device
         trained = time.perf_counter()
+        run.evaluated.refresh()
         val_loss, val_acc = validation.measure()
         ended = time.perf_counter()
         run.running = [
@@ -285,6 +297,9 @@ def _step(run: Training, shape: tuple[int, int], totals: MetricAccumulator) -> t
             clip_grad_norm(list(run.stack.gradients.views.values()), run.clip)
         run.optimizer.update()
         run.stack.refresh()
+        if run.average is not None:
+            # As torch's AveragedModel with use_buffers: it begins with what the first step makes.
+            run.average.average_in(run.stack, 1 - run.decay if run.step else 1.0)
 
     return one, Captured(step) if run.stack.device.type == "cuda" else step
 

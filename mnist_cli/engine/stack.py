@@ -126,6 +126,20 @@ class Stack:
             for name, value in self._factors.items():
                 value.copy_(self.parameters[name])
 
+    def average_in(self, other: "Stack", weight: float) -> None:
+        """Moves weights and statistics by a share of what another stack has more; counts are its.
+
+        Args:
+            other: of the same modules.
+            weight: the share, from 0 (nothing moves) to 1 (they are the other's).
+        """
+        self.weights.row.lerp_(other.weights.row, weight)
+        for name, own in self.buffers.items():
+            if own.is_floating_point():
+                own.lerp_(other.buffers[name], weight)
+            else:
+                own.copy_(other.buffers[name])
+
     def state_dict(self, replica: int) -> dict[str, Tensor]:
         """A copy of one replica on the CPU: the `state_dict` of its plain module."""
         kept = self.weights.row.dtype

@@ -21,6 +21,8 @@ from mnist_cli.config.schema import (
     ModelConfig,
 )
 from mnist_cli.data.seeds import derive, random_bits
+from mnist_cli.models.lenet import LeNet5
+from mnist_cli.models.resnet import ResNet
 from mnist_cli.models.scratch import SoftmaxRegression, TensorNet
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "sigmoid": nn.Sigmoid, "tanh": nn.Tanh}
@@ -107,6 +109,8 @@ MODELS: dict[str, Callable[..., nn.Module]] = {  # take (config, shape, classes)
     "mlp": Mlp,
     "cnn": Cnn,
     "cnn_sequential": CnnSequential,
+    "lenet": LeNet5,
+    "resnet": ResNet,
     "scratch": SoftmaxRegression,
     "tensor_net": TensorNet,
 }
@@ -157,6 +161,7 @@ def weight_uses(model: nn.Module, shape: Shape) -> list[tuple[Tensor, int]]:
 
     layers = [layer for layer in model.modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
     hooks = [layer.register_forward_hook(add) for layer in layers]
+    model.eval()  # one image is no batch to normalise over
     with torch.no_grad():
         model(torch.zeros(1, *shape))
     for hook in hooks:
@@ -169,6 +174,7 @@ def cost(model: nn.Module, shape: Shape, batch: int) -> Cost:
     own = {id(parameter) for parameter in model.parameters()}
     parameters = sum(parameter.numel() for parameter in model.parameters())
     kept: list[Tensor] = []
+    model.eval()
     with torch.autograd.graph.saved_tensors_hooks(kept.append, lambda kept: kept):
         model(torch.zeros(1, *shape))
     activations = sum(x.numel() for x in kept if id(x) not in own and x._base is None)

@@ -140,7 +140,9 @@ def _return_to_commit(run: Run, state: Checkpoint) -> int:
     folder, resume = run.folder, state.resume
     try:
         best, run.seconds = resume["best_epoch"], resume["seconds"]
-        run.committed = ReplicaState(state.step, state.model, resume["optimizer"])
+        run.committed = ReplicaState(
+            state.step, state.model, resume["optimizer"], resume.get("raw")
+        )
         run.log, run.records, cut = MetricsLog.recover(folder.metrics_path, resume["metrics"])
     except KeyError as error:
         raise CheckpointError(

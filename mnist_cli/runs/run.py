@@ -34,13 +34,15 @@ class ReplicaState:
 
     Attributes:
         step: steps done.
-        model: the plain module's state dict.
+        model: the plain module's state dict; with `train.ema` the average of its values.
         optimizer: what the optimizer remembers, by moment and parameter.
+        raw: with `train.ema`, the state dict that the steps change.
     """
 
     step: int
     model: dict[str, Tensor]
     optimizer: dict[str, dict[str, Tensor]]
+    raw: dict[str, Tensor] | None = None
 
 
 @dataclass
@@ -183,6 +185,7 @@ def commit(run: Run, record: Record, state: ReplicaState) -> None:
     )
     resume = {
         "optimizer": state.optimizer,
+        "raw": state.raw,
         "metrics": run.log.mark(),
         "best_epoch": best["epoch"] if best else None,
         "seconds": run.seconds,

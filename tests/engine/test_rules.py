@@ -163,6 +163,9 @@ TRAINED: dict[str, dict[str, Any]] = {
     "mlp": {"name": "mlp", "depth": 3, "width": 8, "dropout": 0.5},
     "cnn": {"name": "cnn", "channels": [3, 4]},
     "cnn_sequential": {"name": "cnn_sequential", "channels": [3, 4]},
+    "lenet": {"name": "lenet"},
+    "lenet-modern": {"name": "lenet", "variant": "modern"},
+    "resnet": {"name": "resnet", "depth": 14, "width": 3},
     "scratch": {"name": "scratch"},
     "tensor_net": {"name": "tensor_net", "hidden": [5, 4]},
 }

@@ -28,6 +28,9 @@ MODELS: dict[str, dict[str, Any]] = {
     "mlp-dropout": {"name": "mlp", "width": 16, "activation": "tanh", "dropout": 0.5},
     "cnn": {"name": "cnn", "channels": [4, 4]},
     "cnn-sequential": {"name": "cnn_sequential", "channels": [4, 4]},
+    "lenet": {"name": "lenet"},
+    "lenet-modern": {"name": "lenet", "variant": "modern"},
+    "resnet": {"name": "resnet", "width": 2},
     "scratch": {"name": "scratch"},
     "tensor-net": {"name": "tensor_net", "hidden": [8, 6]},
 }
