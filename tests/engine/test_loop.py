@@ -7,11 +7,13 @@ import torch
 import torch.nn.functional as F
 
 from mnist_cli.config import Config
+from mnist_cli.config.schema import ResnetModel
 from mnist_cli.data.dataset import Dataset, epoch_order, load
 from mnist_cli.engine.loop import Pass, Record, Training, evaluate, prepare, train
 from mnist_cli.engine.loss import MetricAccumulator
 from mnist_cli.engine.stack import Stack
 from mnist_cli.models.losses import cross_entropy
+from mnist_cli.models.modules import build
 
 
 def training(**sections: Any) -> Training:
@@ -90,6 +92,23 @@ def test_evaluation_counts_every_image_once(monkeypatch: pytest.MonkeyPatch) -> 
     parts = evaluate(run.stack, run.data.train, run.loss)
     assert parts[0] == pytest.approx(whole[0], rel=1e-12)
     assert parts[1] == whole[1]
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_an_evaluation_is_that_of_the_plain_module(smoothing: float) -> None:
+    run = training(
+        model={"name": "resnet", "width": 2},
+        loss={"label_smoothing": smoothing},
+        train={"epochs": 2},
+    )
+    *_, (record,) = train(run)
+    module = build(ResnetModel(name="resnet", width=2), run.data.shape, 10, 0).double()
+    module.load_state_dict(run.stack.state_dict(0))
+    module.eval()
+    logits, labels = module(run.data.val.images.double() / 255), run.data.val.labels
+    loss = F.cross_entropy(logits, labels, label_smoothing=smoothing)
+    assert record["val/loss"] == pytest.approx(loss.item(), rel=1e-10)
+    assert record["val/acc"] == pytest.approx((logits.argmax(1) == labels).double().mean().item())
 
 
 def test_orders_are_a_function_of_seed_and_epoch() -> None:

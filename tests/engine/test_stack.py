@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from mnist_cli.config import Config, MlpModel
 from mnist_cli.data.augment import Augmentation, draws
@@ -202,7 +203,13 @@ def train_stack(
 
 
 def train_alone(
-    config: Config, optimizer: str, scheduler: str, data: Dataset, rate: float, seed: int
+    config: Config,
+    optimizer: str,
+    scheduler: str,
+    data: Dataset,
+    rate: float,
+    seed: int,
+    averages: list[AveragedModel] | None = None,
 ) -> tuple[dict[str, Tensor], list[float]]:
     """The plain loop: one model, stock torch, no stack."""
     model = build(config.model, data.shape, 10, seed).double()
@@ -210,6 +217,11 @@ def train_alone(
     schedule = SCHEDULERS[scheduler][1](optim)
     per_step = getattr(config.scheduler, "interval", "epoch") == "step"
     losses, step = [], 0
+    average = None
+    if averages is not None:
+        decay = get_ema_multi_avg_fn(config.train.ema or 0.0)
+        average = AveragedModel(model, multi_avg_fn=decay, use_buffers=True)
+        averages.append(average)
     for epoch in range(EPOCHS):
         total = 0.0
         for index in epoch_order(seed, epoch, len(data.train), shuffle=True).split(BATCH):
@@ -228,6 +240,8 @@ def train_alone(
             if config.train.clip_grad_norm is not None:
                 torch.nn.utils.clip_grad_norm_(model.parameters(), config.train.clip_grad_norm)
             optim.step()
+            if average is not None:
+                average.update_parameters(model)
             if per_step:
                 schedule.step()
             total += loss.item() * (len(index) if config.loss.reduction == "mean" else 1)
@@ -348,6 +362,32 @@ def test_every_loss_and_reduction(
         state, losses = train_alone(config, "sgd", "constant", data, rate, r)
         assert_same(stack, r, state)
         assert [records[r]["train/loss"] for records in epochs] == pytest.approx(losses, rel=1e-8)
+
+
+@pytest.mark.parametrize("model", ["mlp-dropout", "resnet"])
+def test_averaged_weights_are_torchs(model: str, data: Dataset) -> None:
+    section = {"batch_size": BATCH, "name": "synthetic"}
+    configs = [
+        config_of(
+            *(model, "adam", "step"),
+            data=section,
+            train={"epochs": EPOCHS, "precision": "fp64", "ema": 0.8, "seed": seed},
+        )
+        for seed in (3, 4, 4)
+    ]
+    run = prepare(configs, data)
+    records = list(train(run))[-1]
+    for r, config in enumerate(configs):
+        averages: list[AveragedModel] = []
+        state, _ = train_alone(config, "adam", "step", data, 1e-3, config.train.seed, averages)
+        assert_same(run.stack, r, state)
+        average = averages[0].module
+        counts = {name: n for name, n in state.items() if not n.is_floating_point()}
+        assert_same(run.evaluated, r, {**average.state_dict(), **counts})  # torch averages them too
+        average.eval()
+        logits = average(data.val.images.double() / 255)
+        loss = F.cross_entropy(logits, data.val.labels).item()
+        assert records[r]["val/loss"] == pytest.approx(loss, rel=1e-6)
 
 
 def test_the_rule_is_seen_to_fail_when_one_learning_rate_is_wrong(data: Dataset) -> None:

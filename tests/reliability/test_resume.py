@@ -15,6 +15,7 @@ from typing import Any
 from unittest import mock
 
 import pytest
+import torch
 
 from mnist_cli.config import AugmentConfig, Config
 from mnist_cli.config.schema import variants
@@ -169,6 +170,31 @@ def test_augmented_runs_go_on_to_the_same_bits(tmp_path: Path) -> None:
     assert made.ends[0]["metrics"] != plain.ends[0]["metrics"]
     for cut in made.cuts:
         assert resumed(cut) == made.ends, cut
+
+
+def test_statistics_and_averaged_weights_go_on_to_the_same_bits(tmp_path: Path) -> None:
+    """In a stack whose runs were cut at different epochs, too."""
+    model = {"name": "resnet", "width": 2}
+    configs = [
+        Config.model_validate({**config(which, which).resolved(), "model": model})
+        for which in range(3)
+    ]
+    train = configs[0].train.model_copy(update={"ema": 0.7, "epochs": 3})
+    seeds = [each.train.seed for each in configs]
+    configs = [
+        each.model_copy(update={"train": train.model_copy(update={"seed": seed})})
+        for each, seed in zip(configs, seeds, strict=True)
+    ]
+    made = history(tmp_path, configs)
+    mixed = tmp_path / "mixed"
+    mixed.mkdir()
+    for place, path in enumerate(folders(made.cuts[0])):
+        shutil.copytree(folders(made.cuts[place])[place], mixed / path.name)
+    for cut in [*made.cuts, mixed]:
+        assert resumed(cut) == made.ends, cut
+    last = checkpoint.load(folders(made.cuts[-1])[0] / "last.pt")
+    name = "blocks.0.norm1.running_var"
+    assert not torch.equal(last.model[name], last.resume["raw"][name])
 
 
 @pytest.mark.parametrize("seed", range(2))
