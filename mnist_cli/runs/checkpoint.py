@@ -193,14 +193,15 @@ def _misfit(content: Values) -> str | None:
         return f"its config cannot be used: {in_words(error)}"
     precision = config.train.precision
     kept = torch.float64 if precision == "fp64" else torch.float32  # whatever products are in
+    own = model.to(kept).state_dict()
     for name, tensor in content["model"].items():
         if not isinstance(name, str) or not is_dense(tensor):
             return f"{name} is not a named tensor with all its numbers"
-        if tensor.is_floating_point() and tensor.dtype is not kept:
+        if name in own and tensor.dtype is not own[name].dtype:
             return f"{name} is {tensor.dtype}, but its config says {precision}"
         if not torch.isfinite(tensor).all():
             return f"{name} has values that are not finite"
-    return difference(model.state_dict(), content["model"])
+    return difference(own, content["model"])
 
 
 def _form(data: Values, config: Config) -> tuple[tuple[int, int, int], tuple[str, ...]]:
@@ -211,7 +212,7 @@ def _form(data: Values, config: Config) -> tuple[tuple[int, int, int], tuple[str
 
 
 def difference(own: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str | None:
-    """The first difference in name, shape or kind of number between a model's tensors and others."""
+    """The first difference in name or shape between the tensors of a model and others."""
     for name in [*own, *found]:
         shapes = [tuple(each[name].shape) if name in each else None for each in (own, found)]
         if shapes[1] is None:
@@ -220,8 +221,4 @@ def difference(own: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str | 
             return f"it has {name} of shape {shapes[1]}, which the config's model has not"
         if shapes[0] != shapes[1]:
             return f"{name} has shape {shapes[1]}, but in the config's model {shapes[0]}"
-        if own[name].is_floating_point() and found[name].is_floating_point():
-            continue
-        if own[name].dtype is not found[name].dtype:
-            return f"{name} is {found[name].dtype}, but in the config's model {own[name].dtype}"
     return None

@@ -116,10 +116,12 @@ def fit(model: nn.Module, weights: Weights, dtype: torch.dtype) -> tuple[dict[st
     rounded = False
     for name, own_name in zip(names, own, strict=True):
         value = given[name]
-        counts = not own[own_name].is_floating_point()
-        if not counts and value.dtype not in (torch.float32, torch.float64):
-            raise _misfit(weights, f"{name} is {value.dtype}, not float32 or float64")
-        kept = value if counts else value.to(dtype)
+        like = own[own_name].dtype
+        fitting = (torch.float32, torch.float64) if like.is_floating_point else (like,)
+        if value.dtype not in fitting:
+            kinds = "float32 or float64" if like.is_floating_point else like
+            raise _misfit(weights, f"{name} is {value.dtype}, not {kinds}")
+        kept = value.to(dtype if like.is_floating_point else like)
         if not torch.isfinite(kept).all():
             raise _misfit(weights, f"{name} has values that are not finite as {dtype}")
         rounded |= not torch.equal(kept.double(), value.double())

@@ -123,6 +123,9 @@ def test_every_mistake_is_told_at_once_in_the_order_of_the_file() -> None:
         ("augment: {rotation: 3}", "11: augment.rotation", "did you mean 'augment.rotate'?"),
         ("model: {hidden: [3, a]}", "21: model.hidden[1]", '"a"'),
         ("model: {depth: 9}", "1: model", "halved for each of 8 hidden layers"),
+        ("model: {name: resnet, depth: 10}", "1: model", "such as 8 or 14"),
+        ("loss: {name: nll, label_smoothing: 0.1}", "1: loss", "cross_entropy alone"),
+        ("train: {ema: 1}", "14: train.ema", "1"),
         ("scheduler: {name: multistep, milestones: []}", "42: scheduler.milestones", "[]"),
         ("name: a b", "7: name", '"a b"'),
         ("sweep: []", "8: sweep", "[]"),
@@ -149,7 +152,7 @@ def test_a_config_in_plain_values_is_trusted_no_more_than_a_file() -> None:
     deep: dict[str, object] = {}
     for _ in range(100_000):
         deep = {"a": deep}
-    for saved in ({"model": "resnet"}, {"model": object()}, deep, {"name": "\x1b"}):
+    for saved in ({"model": "densenet"}, {"model": object()}, deep, {"name": "\x1b"}):
         with pytest.raises(ConfigError, match=r"^a\.pt: "):
             load_saved(saved, "a.pt")
     while deep:  # taken apart here: the interpreter may not survive doing it by itself

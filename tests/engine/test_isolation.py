@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mnist_cli.config import Config
+from mnist_cli.config import Config, with_settings
 from mnist_cli.data.dataset import load
 from mnist_cli.engine.loop import prepare, train
 from mnist_cli.engine.stack import PRECISIONS, Stack
@@ -123,6 +123,28 @@ def test_a_rate_that_no_float_holds_diverges_its_own_run(
     for r in (0, 2):
         before, after = (run.stack.state_dict(r) for run in found)
         assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_statistics_that_are_not_finite_stay_in_their_replica(precision: str) -> None:
+    data = {"name": "synthetic", "size": 140, "batch_size": 32}
+    section = {"epochs": 2, "precision": precision, "ema": 0.5}
+    calm = config_of("resnet", "sgd", "constant", data=data, train=section)
+    wild = with_settings(calm, {"optimizer.lr": 1e39})
+    images = load(calm.data, torch.device("cpu"), print)
+    found = []
+    for middle in (calm, wild):
+        run = prepare([calm, middle, calm], images)
+        for _ in train(run):
+            pass
+        found.append(run)
+    assert found[1].running == [True, False, True]
+    for r in (0, 2):
+        for before, after in (
+            (found[0].stack.state_dict(r), found[1].stack.state_dict(r)),
+            (found[0].evaluated.state_dict(r), found[1].evaluated.state_dict(r)),
+        ):
+            assert all(torch.equal(before[name], after[name]) for name in before)
 
 
 @pytest.mark.parametrize("make", [lambda like: like, alike, lambda like: alike(like.mT)])

@@ -5,16 +5,20 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from mnist_cli.config import Config
 from mnist_cli.config.schema import (
     CnnModel,
+    LenetModel,
     LogisticModel,
     MlpModel,
     ModelConfig,
+    ResnetModel,
     ScratchModel,
     TensorNetModel,
     variants,
 )
 from mnist_cli.data.seeds import derive
+from mnist_cli.errors import UsageError
 from mnist_cli.models.losses import cross_entropy, nll
 from mnist_cli.models.modules import MODELS, Dropout, build, cost, weight_uses
 
@@ -31,6 +35,9 @@ SHAPE = (1, 28, 28)
         (MlpModel(name="mlp", hidden=(50, 100)), 784 * 50 + 50 * 100 + 100 * 10 + 160),
         (CnnModel(name="cnn"), 9 * 16 + 16 + 16 * 16 * 9 + 16 + 16 * 10 * 9 + 10),
         (CnnModel(name="cnn_sequential"), 3930),
+        (LenetModel(name="lenet"), 156 + 2416 + 48_120 + 10_164 + 850),
+        (LenetModel(name="lenet", variant="modern"), 61_706),
+        (ResnetModel(name="resnet", depth=20), 272_186),  # published: 0.27 million
         (ScratchModel(name="scratch"), 7850),
         (TensorNetModel(name="tensor_net"), 784 * 50 + 50 * 100 + 100 * 10 + 160),
     ],
@@ -61,6 +68,23 @@ def test_what_a_step_takes(config: ModelConfig, products: list[tuple[int, int, i
         64 * once.multiply_adds,
         64 * once.activations,
     )
+
+
+@pytest.mark.parametrize("depth", [8, 20])
+def test_the_depth_of_a_resnet_counts_its_longest_path(depth: int) -> None:
+    model = build(ResnetModel(name="resnet", depth=depth, width=2), SHAPE, 10, 0)
+    layers = [*weight_uses(model, SHAPE)]
+    assert len([weight for weight, _ in layers if weight.shape[2:] != (1, 1)]) == depth
+    assert {n for _, n in layers} == {28 * 28, 14 * 14, 7 * 7, 1}
+
+
+@pytest.mark.parametrize(("name", "least"), [("lenet", 12), ("resnet", 4)])
+def test_images_that_are_too_small_are_told(name: str, least: int) -> None:
+    config = Config.model_validate({"model": name}).model
+    for shape in [(3, least, least), (1, 33, least + 1), (1, 32, 32)]:
+        assert build(config, shape, 7, 0).eval()(torch.zeros(1, *shape)).shape == (1, 7)
+    with pytest.raises(UsageError, match=rf"{least - 1}x50.* {least}x{least}"):
+        build(config, (1, least - 1, 50), 10, 0)
 
 
 def test_every_model_of_the_schema_can_be_built() -> None:

@@ -1,12 +1,15 @@
 """Checkpoints of ours: what is saved comes back, to the last bit, and fits its model only."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from mnist_cli.config import Config
+from mnist_cli.data.dataset import load
 from mnist_cli.errors import CheckpointError
 from mnist_cli.models.modules import build
 from mnist_cli.runs import checkpoint
@@ -31,6 +34,54 @@ def test_plain_torch_reads_it_and_a_plain_module_takes_it(tmp_path: Path) -> Non
         torch.nn.Flatten(), torch.nn.Linear(784, 2), torch.nn.ReLU(), torch.nn.Linear(2, 10)
     )
     module.load_state_dict(content["model"])
+
+
+NORMALIZED = (
+    *("data={name: synthetic, size: 140, batch_size: 32}", "model={name: resnet, width: 2}"),
+    *("optimizer={name: adam, lr: 0.01}", "train={epochs: 2, ema: 0.5}"),
+)
+
+
+def test_statistics_and_averages_are_in_the_plain_modules_state(
+    mnist: Mnist, tmp_path: Path
+) -> None:
+    """A plain module that takes them measures what the run and `eval` do; they can be imported."""
+    loss = "loss={name: cross_entropy, label_smoothing: 0.1}"
+    trained = mnist("train", *NORMALIZED, loss, "--json").json
+    state = checkpoint.load(Path(trained["checkpoint"]))
+    config = Config.model_validate(state.config)
+    module = build(config.model, (1, 28, 28), 10, 5)
+    module.load_state_dict(state.model)
+    module.eval()
+    data = load(config.data, torch.device("cpu"), print).val
+    logits = module(data.images.float() / 255)
+    expected = F.cross_entropy(logits, data.labels, label_smoothing=0.1).item()
+    assert trained["best"]["val/loss"] == pytest.approx(expected, rel=1e-5)
+    measured = mnist("eval", "--checkpoint", trained["checkpoint"], "--split", "val", "--json").json
+    assert measured["loss"] == pytest.approx(expected, rel=1e-5)
+
+    torch.save(state.model, tmp_path / "state.pt")
+    imported = mnist("import", str(tmp_path / "state.pt"), *NORMALIZED, loss, "--json")
+    assert plain(checkpoint.load(Path(imported.json["checkpoint"])).model) == plain(state.model)
+    name = "norm.num_batches_tracked"
+    torch.save({**state.model, name: torch.zeros(())}, tmp_path / "state.pt")
+    refused = mnist("import", str(tmp_path / "state.pt"), *NORMALIZED, loss)
+    assert refused.code == 5
+    assert f"{name} is torch.float32, not torch.int64" in refused.err
+    wrong = replace(state, model={**state.model, name: torch.zeros(())})
+    checkpoint.save(tmp_path / "wrong.pt", wrong)
+    with pytest.raises(CheckpointError, match=name):
+        checkpoint.load(tmp_path / "wrong.pt")
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp64"])
+def test_statistics_keep_their_precision(precision: str, mnist: Mnist) -> None:
+    settings = (*NORMALIZED[:3], f"train={{epochs: 1, precision: {precision}, ema: 0.5}}")
+    trained = mnist("train", *settings, "--json").json
+    state = checkpoint.load(Path(trained["checkpoint"])).model
+    kept = torch.float64 if precision == "fp64" else torch.float32
+    assert {value.dtype for value in state.values()} == {kept, torch.int64}
+    assert mnist("eval", "--checkpoint", trained["checkpoint"]).code == 0
 
 
 def test_one_of_schema_1_can_be_used(mnist: Mnist, tmp_path: Path) -> None:
