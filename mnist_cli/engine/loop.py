@@ -24,6 +24,8 @@ from mnist_cli.models.modules import build
 
 EVAL_IMAGES = 2048  # images times replicas of one evaluation batch: they stay in the cache
 
+State = dict[str, Tensor]
+
 # One epoch of one replica, as it stands in metrics.jsonl. Losses are means over images, accuracies
 # fractions, `lr` that of the epoch's first step, times in seconds.
 Record = TypedDict(
@@ -81,6 +83,29 @@ class Training:
     def evaluated(self) -> Stack:
         """What is validated and kept: the average of the stack if there is one, or itself."""
         return self.average or self.stack
+
+    def state_dicts(self, replica: int) -> tuple[State, dict[str, State], State | None]:
+        """All that one replica goes on from: copies on the CPU.
+
+        Returns:
+            Of the plain module as it is evaluated, of its moments by name, and if what is evaluated
+            is an average, of the module that the steps change.
+        """
+        raw = self.stack.state_dict(replica) if self.average else None
+        return self.evaluated.state_dict(replica), self.optimizer.state_dict(replica), raw
+
+    def load_state_dicts(
+        self, replica: int, model: State, moments: dict[str, State], raw: State | None
+    ) -> None:
+        """Sets all that one replica goes on from.
+
+        Raises:
+            KeyError: something is missing.
+            RuntimeError: a shape differs.
+        """
+        self.evaluated.load_state_dict(replica, model)
+        self.stack.load_state_dict(replica, model if raw is None else raw)
+        self.optimizer.load_state_dict(replica, moments)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -144,8 +169,7 @@ def compact(run: Training, configs: Sequence[Config | None], data: Dataset) -> T
     smaller = prepare([config for config in configs if config], data)
     smaller.step, smaller.running = run.step, [run.running[replica] for replica in kept]
     for place, replica in enumerate(kept):
-        smaller.stack.load_state_dict(place, run.stack.state_dict(replica))
-        smaller.optimizer.load_state_dict(place, run.optimizer.state_dict(replica))
+        smaller.load_state_dicts(place, *run.state_dicts(replica))
     return smaller
 
 

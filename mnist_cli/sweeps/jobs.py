@@ -188,8 +188,7 @@ class _JobStack:
             if start >= training.step:
                 training.running[place] = True  # whatever was computed in its place
             if start == training.step and state:
-                training.stack.load_state_dict(place, state.model)
-                training.optimizer.load_state_dict(place, state.optimizer)
+                training.load_state_dicts(place, state.model, state.optimizer, state.raw)
 
     def end(self) -> list[dict[str, float] | None]:
         """What is measured of the runs that have come to their end; nothing if there are none."""
@@ -201,7 +200,7 @@ class _JobStack:
         found: list[dict[str, float] | None] = [None] * len(self._records)
         measured = None
         if self._job.configs[0].train.eval_train:
-            measured = evaluate(training.stack, training.data.train, training.loss)
+            measured = evaluate(training.evaluated, training.data.train, training.loss)
         for run in ended:
             del self.starts[run]
             found[run] = {}
@@ -232,11 +231,8 @@ class _JobStack:
             self._records[run].append(record)
             self._see_whether_it_leaves(run)
             if self.training.running[place]:
-                states[run] = ReplicaState(
-                    self.training.step,
-                    self.training.stack.state_dict(place),
-                    self.training.optimizer.state_dict(place),
-                )
+                own = self.training.state_dicts(place)
+                states[run] = ReplicaState(self.training.step, *own)
             else:
                 del self.starts[run]
         return Epoch((), found, states, seconds)
