@@ -11,14 +11,15 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from mnist_cli.config import Config, MlpModel
+from mnist_cli.config import Config, MlpModel, with_settings
 from mnist_cli.data.augment import Augmentation, draws
 from mnist_cli.data.dataset import Dataset, epoch_order
-from mnist_cli.engine.loop import Record, Training, batches, prepare, train
+from mnist_cli.engine.loop import Record, Training, batches, compact, prepare, train
 from mnist_cli.engine.optimizers import Optimizer
 from mnist_cli.engine.stack import Stack
 from mnist_cli.models.losses import LOSSES, loss_of
 from mnist_cli.models.modules import build, dropouts
+from tests.reliability.harness import plain
 
 BATCH, EPOCHS, STEPS_PER_EPOCH = 32, 3, 4  # 120 training images: the last batch is smaller
 
@@ -388,6 +389,18 @@ def test_averaged_weights_are_torchs(model: str, data: Dataset) -> None:
         logits = average(data.val.images.double() / 255)
         loss = F.cross_entropy(logits, data.val.labels).item()
         assert records[r]["val/loss"] == pytest.approx(loss, rel=1e-6)
+
+
+def test_those_that_stay_in_a_smaller_stack_keep_all_that_they_are(data: Dataset) -> None:
+    section, length = {"batch_size": BATCH, "name": "synthetic"}, {"epochs": EPOCHS, "ema": 0.8}
+    config = config_of("resnet", "adam", "step", data=section, train=length)
+    run = prepare([with_settings(config, {"train.seed": seed}) for seed in range(3)], data)
+    next(train(run))
+    smaller = compact(run, [config, None, config], data)
+    for place, replica in enumerate((0, 2)):
+        was, now = run.state_dicts(replica), smaller.state_dicts(place)
+        assert plain(was) == plain(now)
+        assert plain(was[0]) != plain(was[2])
 
 
 def test_the_rule_is_seen_to_fail_when_one_learning_rate_is_wrong(data: Dataset) -> None:
