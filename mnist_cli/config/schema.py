@@ -275,6 +275,16 @@ class ResnetModel(Section):
         return self
 
 
+class VggModel(Section):
+    """Five 3x3 convolutions with batch normalisation, max-pooling after every two, one linear
+    layer."""
+
+    name: Literal["vgg"]
+    width: Positive = 16
+    """Channels of the first two convolutions; the next two have twice and the last four times as
+    many."""
+
+
 class ScratchModel(Section):
     """The network of `logistic`, by tensor operations alone."""
 
@@ -625,7 +635,14 @@ def _named(default: str, union: object) -> BeforeValidator:
 
 _Data = ImageData | SyntheticData | FolderData | NpzData
 _Model = (
-    LogisticModel | MlpModel | CnnModel | LenetModel | ResnetModel | ScratchModel | TensorNetModel
+    LogisticModel
+    | MlpModel
+    | CnnModel
+    | LenetModel
+    | ResnetModel
+    | VggModel
+    | ScratchModel
+    | TensorNetModel
 )
 _Optimizer = (
     SgdOptimizer

@@ -24,6 +24,7 @@ from mnist_cli.data.seeds import derive, random_bits
 from mnist_cli.models.lenet import LeNet5
 from mnist_cli.models.resnet import ResNet
 from mnist_cli.models.scratch import SoftmaxRegression, TensorNet
+from mnist_cli.models.vgg import Vgg
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "sigmoid": nn.Sigmoid, "tanh": nn.Tanh}
 
@@ -111,6 +112,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {  # take (config, shape, classes)
     "cnn_sequential": CnnSequential,
     "lenet": LeNet5,
     "resnet": ResNet,
+    "vgg": Vgg,
     "scratch": SoftmaxRegression,
     "tensor_net": TensorNet,
 }
