@@ -276,13 +276,11 @@ class ResnetModel(Section):
 
 
 class VggModel(Section):
-    """Five 3x3 convolutions with batch normalisation, max-pooling after every two, one linear
-    layer."""
+    """Five 3x3 convolutions with batch normalisation and max-pooling, and one linear layer."""
 
     name: Literal["vgg"]
     width: Positive = 16
-    """Channels of the first two convolutions; the next two have twice and the last four times as
-    many."""
+    """Channels at first; twice as many after each pooling."""
 
 
 class ScratchModel(Section):

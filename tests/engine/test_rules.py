@@ -166,6 +166,7 @@ TRAINED: dict[str, dict[str, Any]] = {
     "lenet": {"name": "lenet"},
     "lenet-modern": {"name": "lenet", "variant": "modern"},
     "resnet": {"name": "resnet", "depth": 14, "width": 3},
+    "vgg": {"name": "vgg", "width": 2},
     "scratch": {"name": "scratch"},
     "tensor_net": {"name": "tensor_net", "hidden": [5, 4]},
 }

@@ -33,6 +33,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "lenet": {"name": "lenet"},
     "lenet-modern": {"name": "lenet", "variant": "modern"},
     "resnet": {"name": "resnet", "width": 2},
+    "vgg": {"name": "vgg", "width": 2},
     "scratch": {"name": "scratch"},
     "tensor-net": {"name": "tensor_net", "hidden": [8, 6]},
 }

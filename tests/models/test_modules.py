@@ -15,6 +15,7 @@ from mnist_cli.config.schema import (
     ResnetModel,
     ScratchModel,
     TensorNetModel,
+    VggModel,
     variants,
 )
 from mnist_cli.data.seeds import derive
@@ -38,6 +39,7 @@ SHAPE = (1, 28, 28)
         (LenetModel(name="lenet"), 156 + 2416 + 48_120 + 10_164 + 850),
         (LenetModel(name="lenet", variant="modern"), 61_706),
         (ResnetModel(name="resnet", depth=20), 272_186),  # published: 0.27 million
+        (VggModel(name="vgg", width=4), 9 * 4 * (1 + 4 + 8 + 16 + 32) + 2 * 40 + 64 * 10 + 10),
         (ScratchModel(name="scratch"), 7850),
         (TensorNetModel(name="tensor_net"), 784 * 50 + 50 * 100 + 100 * 10 + 160),
     ],
@@ -78,7 +80,7 @@ def test_the_depth_of_a_resnet_counts_its_longest_path(depth: int) -> None:
     assert {n for _, n in layers} == {28 * 28, 14 * 14, 7 * 7, 1}
 
 
-@pytest.mark.parametrize(("name", "least"), [("lenet", 12), ("resnet", 4)])
+@pytest.mark.parametrize(("name", "least"), [("lenet", 12), ("resnet", 4), ("vgg", 24)])
 def test_images_that_are_too_small_are_told(name: str, least: int) -> None:
     config = Config.model_validate({"model": name}).model
     for shape in [(3, least, least), (1, 33, least + 1), (1, 32, 32)]:
