@@ -13,7 +13,7 @@ import typer
 from typer.core import TyperCommand, TyperOption
 
 from mnist_cli import __version__
-from mnist_cli.cli import bench, checkpoints, configs, data, runs, training
+from mnist_cli.cli import bench, checkpoints, configs, data, habits, runs, training
 from mnist_cli.cli.screen import outputs, print_error
 from mnist_cli.errors import UsageError
 from mnist_cli.runs import interrupts
@@ -74,7 +74,7 @@ def run_command(argv: Sequence[str]) -> int:
     with outputs(), interrupts.restored():
         try:
             code = app(
-                [argument for argument in argv if argument != "--debug"],
+                habits.translated([argument for argument in argv if argument != "--debug"]),
                 prog_name="mnist",
                 standalone_mode=False,
             )

@@ -159,7 +159,7 @@ def _checkpoint_config(
         UsageError: something else is set, or the images of the new data are of another shape.
     """
     for text in overrides:
-        key = text.partition("=")[0]
+        key = configs.full_key(text.partition("=")[0])
         if "=" in text and key not in ("data", "train.device") and not key.startswith("data."):
             raise UsageError(
                 f"{key}: a checkpoint's own", "only data.* and train.device can change"

@@ -29,14 +29,8 @@ def config_list(as_json: Json = False) -> None:
 
 @app.command("show")
 def config_show(overrides: Overrides = None, config: ConfigOption = None) -> None:
-    """The whole config with every default filled in: itself a config that means the same.
-
-    `config show NAME` is `config show --config NAME`.
-    """
-    words = overrides or []
-    if config is None and words and "=" not in words[0]:
-        config, *words = words
-    print(configs.dump(configs.load(config, words).config), end="")
+    """Show the whole config, with every default filled in: a config that means the same."""
+    print(configs.dump(configs.load(config, overrides or ()).config), end="")
 
 
 @app.command("check")

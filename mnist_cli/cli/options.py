@@ -13,7 +13,10 @@ ConfigOption = Annotated[
 ]
 Overrides = Annotated[
     list[str] | None,
-    Argument(metavar="[KEY=VALUE]...", help="Settings of the config, e.g. model.depth=3."),
+    Argument(
+        metavar="CONFIG|KEY=VALUE",
+        help="A config, as for --config, and settings of it: model=cnn lr=0.1 model.depth=3.",
+    ),
 ]
 Lr = Annotated[str | None, Option("--lr", metavar="X", help="optimizer.lr")]
 Epochs = Annotated[str | None, Option("--epochs", metavar="N", help="train.epochs")]

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TextIO, cast
 
 import typer
 
+from mnist_cli.cli import habits
 from mnist_cli.config import ConfigError, Loaded
 from mnist_cli.errors import MnistError, UsageError, in_words, printable, remedy
 from mnist_cli.runs import store
@@ -138,8 +139,8 @@ def print_error(error: Exception) -> int:
     # commands alone shows its help.
     whole = isinstance(known, ConfigError) or known.message.startswith("Usage:")
     print(known.message if whole else f"error: {known.message}", file=sys.stderr)
-    if known.hint:
-        print(f"hint: {known.hint}", file=sys.stderr)
+    if hint := known.hint or habits.hint(error):
+        print(f"hint: {hint}", file=sys.stderr)
     return known.exit_code
 
 
@@ -148,7 +149,7 @@ def _explained(error: Exception) -> MnistError:
         return error
     if isinstance(error, typer.TyperException):
         text = error.format_message()
-        hint = "`mnist --help` and `mnist COMMAND --help` list what there is"
+        hint = habits.hint(error) or "`mnist --help` and `mnist COMMAND --help` list what there is"
         return UsageError(text, None if text.startswith("Usage:") else hint)
     if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
         return UsageError(f"{error.filename}: the name is too long", "give a shorter path")

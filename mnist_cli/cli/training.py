@@ -94,12 +94,14 @@ def sweep(
     """Train every combination of the swept settings, rank them, and test the winner once."""
     flags = opt.given(epochs=epochs, batch_size=batch_size, device=device, name=name)
     axes = opt.given(lrs=lrs, seeds=seeds) + [Flag("--grid", None, text) for text in grid or ()]
-    loaded = configs.load(config, overrides or (), flags, axes)
+    axes += [Flag("", None, text) for text in overrides or () if configs.gives_values(text)]
+    settings = [text for text in overrides or () if not configs.gives_values(text)]
+    loaded = configs.load(config, settings, flags, axes)
     for key in loaded.changed:
         if key in loaded.config.sweep:
             raise UsageError(
                 f"{key} is set on the command line, but {loaded.origin} sweeps it",
-                f"give the values to sweep instead: --grid {key}=...",
+                f"give the values to sweep instead: {key}=VALUE,VALUE or --grid {key}=VALUE",
             )
     _note_choices(loaded)
     trials = expand(loaded.config)

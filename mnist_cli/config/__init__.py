@@ -1,6 +1,6 @@
 """Configs: one YAML file and some overrides make one frozen, validated `Config`; torch-free."""
 
-from mnist_cli.config.command_line import Flag
+from mnist_cli.config.command_line import Flag, full_key, gives_values
 from mnist_cli.config.document import ConfigError
 from mnist_cli.config.load import Loaded, load, load_saved, load_text
 from mnist_cli.config.schema import (
@@ -25,6 +25,8 @@ __all__ = [
     "Reference",
     "SyntheticData",
     "dump",
+    "full_key",
+    "gives_values",
     "json_schema",
     "load",
     "load_saved",

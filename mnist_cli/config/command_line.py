@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from mnist_cli.config.document import Document, Path, Problem, parse, quoted
+from mnist_cli.config.schema import SECTIONS, setting_keys
 from mnist_cli.config.values import parse_values
 
 
@@ -31,7 +32,7 @@ def read_arguments(overrides: Iterable[str], flags: Iterable[Flag], axes: Iterab
     """Reads the command line; what it says of one setting twice must agree.
 
     Args:
-        overrides: `KEY=VALUE`, with a dotted key and a value in YAML.
+        overrides: `KEY=VALUE`, with a key that `full_key` knows and a value in YAML.
         flags: options that set one setting each.
         axes: options that give the values of one axis each.
     """
@@ -63,6 +64,25 @@ def key_path(key: str) -> Path:
     return tuple(key.split(".", 1)) if key else ()
 
 
+def full_key(key: str) -> str:
+    """A dotted key, whose section may be left out where only one has a setting of that name.
+
+    But `name` is what the runs are called.
+    """
+    found = [known for known in setting_keys() if known.endswith(f".{key}")]
+    return found[0] if len(found) == 1 and key != "name" else key
+
+
+def gives_values(text: str) -> bool:
+    """Whether `KEY=VALUE` says several values, and not one: `lr=1e-3,1e-2`, but not `[1, 2]`."""
+    key, _, value = text.partition("=")
+    items = parse(f"[{value}]", "").values
+    if full_key(key).partition(".")[0] not in SECTIONS or not isinstance(items, list):
+        return False
+    several = len(items) == 1 and isinstance(items[0], str)
+    return len(items) > 1 or (several and parse_values(value, "").values != items)
+
+
 def _read(option: Flag, lead: str, argument: str) -> tuple[str, Document]:
     """The key that an option is about, and what it says."""
     key, equals, text = option.text.partition("=")
@@ -71,6 +91,7 @@ def _read(option: Flag, lead: str, argument: str) -> tuple[str, Document]:
     elif not equals or not all(key.removeprefix("sweep.").split(".")):
         problem = Problem((), "must be KEY=VALUE, like optimizer.lr=1e-2")
         return "", Document(None, {}, [problem])
+    key = full_key(key)
     if lead:  # `--seeds 3` is three of them
         return lead + key, parse_values(text, argument, count=option.flag == "--seeds")
     if key == "name" and text:  # always text, and all of it: a run may well be called 7

@@ -44,7 +44,8 @@ def load(
 
     Args:
         config: a path or the name of a preset (`mlp`, if not given).
-        overrides: `KEY=VALUE`, with a dotted key and a value in YAML.
+        overrides: `KEY=VALUE`, with a key that `full_key` knows and a value in YAML; without a
+            `config`, the first that is no `KEY=VALUE` is the config.
         flags: options that set one setting each.
         axes: options that give an axis of the sweep each, in place of that of the config or new.
 
@@ -52,6 +53,9 @@ def load(
         ConfigError: something in the config or on the command line is wrong.
         UsageError: there is no such config, or it cannot be read.
     """
+    words = [text for text in overrides if "=" not in text]
+    if config is None and words:
+        config, overrides = words[0], [text for text in overrides if text != words[0]]
     path, is_preset = find(config)
     origin = path.stem if is_preset else str(config)
     name = path.name if is_preset else origin

@@ -274,7 +274,7 @@ def test_mistakes_on_the_command_line_name_the_argument() -> None:
         ("foo", "must be KEY=VALUE"),
         ("model..depth=3", "must be KEY=VALUE"),
         ("train.steps=", "train.steps: has no value"),
-        ("batch_size=3", "batch_size: unknown setting; did you mean 'data.batch_size'?"),
+        ("batchsize=3", "batchsize: unknown setting; did you mean 'data.batch_size'?"),
         ("model.depth=[1", "model.depth: while parsing a flow sequence"),
         ("model.depth=\x80", "model.depth: the character U+0080"),
         ("optimizer.lr=&a 1", "optimizer.lr: anchors"),
