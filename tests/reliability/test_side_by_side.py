@@ -6,6 +6,7 @@ import platform
 import signal
 import tempfile
 import time
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -165,7 +166,9 @@ def test_no_worker_outlives_its_parent_for_long_and_none_writes(
     again = Command(tmp_path, "resume", "mlp-sweep-0001")
     goes_on(folder / "trials/001")
     for pid in workers if stopped else ():
-        os.kill(pid, signal.SIGCONT)
+        # A kernel continues and hangs up a stopped group that has nobody left to continue it.
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGCONT)
     until(lambda: not any(map(alive, workers)), 2, "a worker goes on")
     goes_on(folder / "trials/001")
     assert again.running(), again.err
