@@ -139,7 +139,8 @@ def _find_checkpoint(path: Path, root: Path, as_json: bool) -> Path:
     """That file; or the best of a run, by its name or folder; or a file of the newest run."""
     if not path.is_file():
         with suppress(UsageError):
-            return store.find(root, str(path)).best
+            run = store.find(root, str(path))
+            return run.path / (path.name if path.name in store.CHECKPOINTS else "best.pt")
     if path.exists() or path.is_symlink():
         return path
     if path.name == str(path) and (newest := store.newest_checkpoint(root, path.name)):

@@ -49,7 +49,18 @@ CheckpointOption = Annotated[
     Path,
     Option("--checkpoint", metavar="FILE|RUN", help="A best.pt or last.pt, or a run: its best."),
 ]
-RunArgument = Annotated[str, Argument(metavar="RUN", help="A run or a sweep: its name or folder.")]
+RunArgument = Annotated[
+    str | None,
+    Argument(
+        metavar="[RUN]", help="A run or a sweep: its name, folder or checkpoint [the newest]."
+    ),
+]
+RunArguments = Annotated[
+    list[str] | None,
+    Argument(
+        metavar="[RUN]...", help="Runs or sweeps: names, folders or checkpoints [the newest]."
+    ),
+]
 SplitName = Literal["train", "val", "test"]
 
 

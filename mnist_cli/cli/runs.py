@@ -8,7 +8,7 @@ from typer import Option
 
 from mnist_cli import config as configs
 from mnist_cli.cli.options import Json, RunArgument, RunsDir, SplitName
-from mnist_cli.cli.screen import checkpoint_lines, console, print_json
+from mnist_cli.cli.screen import checkpoint_lines, console, find_run, print_json
 from mnist_cli.runs import interrupts, store
 
 app = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help="Look at the runs there are.")
@@ -35,11 +35,11 @@ def runs_list(runs_dir: RunsDir = None, as_json: Json = False) -> None:
 
 
 @app.command("show")
-def runs_show(run: RunArgument, runs_dir: RunsDir = None, as_json: Json = False) -> None:
+def runs_show(run: RunArgument = None, runs_dir: RunsDir = None, as_json: Json = False) -> None:
     """One run or sweep: what it was asked, where it ran, and what was measured."""
     from mnist_cli.report import tables
 
-    folder = store.find(store.runs_root(runs_dir), run)
+    folder = find_run(run, runs_dir)
     status, summary = folder.status(), folder.summary()  # in this order, as in the list
     if as_json:
         print_json({"meta": folder.meta(), "summary": summary, "metrics": folder.metrics()})
@@ -56,12 +56,12 @@ def runs_show(run: RunArgument, runs_dir: RunsDir = None, as_json: Json = False)
 
 
 def plot(
-    run: RunArgument,
+    run: RunArgument = None,
     split: Annotated[SplitName, Option("--split", help="Whose mistakes to show.")] = "val",
     runs_dir: RunsDir = None,
 ) -> None:
     """Draw all pictures of a run or sweep anew: curves, and its best checkpoint's mistakes."""
-    folder = store.find(store.runs_root(runs_dir), run)
+    folder = find_run(run, runs_dir)
 
     from mnist_cli.report import plots
     from mnist_cli.runs import checkpoint as checkpoints

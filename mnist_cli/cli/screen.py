@@ -121,6 +121,20 @@ def print_result(as_json: bool, document: Any, *parts: "RenderableType") -> None
         print_json(document)
 
 
+def find_run(name: str | None, runs_dir: Path | None) -> store.RunDirectory:
+    """The run that an argument names; without one the newest, which is said.
+
+    Raises:
+        UsageError: there is none.
+    """
+    root = store.runs_root(runs_dir)
+    if name is not None:
+        return store.find(root, name)
+    found = store.newest(root)
+    console(stderr=True).print(f"the newest: {found.name}")
+    return found
+
+
 def checkpoint_lines(path: Path | str) -> tuple[str, str]:
     """Where the best weights are, and how to measure them."""
     measure = f"mnist eval --checkpoint {shlex.quote(str(path))}"

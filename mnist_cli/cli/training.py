@@ -113,7 +113,7 @@ def sweep(
 
 
 def resume(
-    run: opt.RunArgument,
+    run: opt.RunArgument = None,
     changes: Annotated[list[str] | None, Argument(hidden=True)] = None,
     epochs: Annotated[
         int | None, Option("--epochs", metavar="N", min=1, help="Train on, to N epochs in all.")
@@ -128,7 +128,7 @@ def resume(
     finished: the schedule goes on by its own rule, as if it had been asked for so many epochs from
     the start.
     """
-    folder = store.find(store.runs_root(runs_dir), run)
+    folder = screen.find_run(run, runs_dir)
     if changes:
         another = shlex.join(["mnist", "train", "--config", str(folder.config_path), *changes])
         message = f"a run goes on as it began: {changes[0]} cannot be changed"

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from mnist_cli.engine.loop import Record
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")  # of a folder, without its number
+CHECKPOINTS = ("best.pt", "last.pt")
 
 
 def runs_root(given: Path | None) -> Path:
@@ -217,22 +218,35 @@ def all_runs(root: Path) -> list[RunDirectory]:
 
 
 def find(root: Path, name: str) -> RunDirectory:
-    """A run by its name in the runs directory, or by its path.
+    """A run by its name in the runs directory, or by its path, or by that of its checkpoint.
 
     Raises:
         UsageError: there is none, naming the nearest; or the name is a link out of that directory.
     """
     path = Path(name)
+    if path.name in CHECKPOINTS:
+        path = path.parent
     if not path.is_absolute() and ".." not in path.parts and _is_run(root / path):
         if not _is_inside(root / path, root):
             hint = f"if it is meant, give the folder itself: {(root / path).resolve()}"
             raise UsageError(f"{root / path} is a link that leads out of the runs directory", hint)
         return RunDirectory(root / path)
     if _is_run(path):
-        return RunDirectory(path)
+        return RunDirectory(path if path.name else path.resolve())
     near = difflib.get_close_matches(name, [run.name for run in all_runs(root)], n=3)
     hint = f"did you mean {', '.join(near)}?" if near else "`mnist runs list` shows what there is"
     raise UsageError(f"no run {name!r} in {root}: a run is a folder with a config.yaml", hint)
+
+
+def newest(root: Path) -> RunDirectory:
+    """The run or sweep that was started last.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if not (found := all_runs(root)):
+        raise UsageError(f"there are no runs in {root} yet", "`mnist train` makes one")
+    return found[-1]
 
 
 def newest_checkpoint(root: Path, file_name: str) -> Path | None:

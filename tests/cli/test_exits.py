@@ -157,7 +157,7 @@ def test_1_what_should_not_happen(mnist: Mnist, monkeypatch: pytest.MonkeyPatch)
         (("sweep", *SMALL, "--lrs", "1", "--grid", "train.device=cpu,cuda:77"), "cuda:77"),
         (("sweep", "--config", "plain.yaml"), "nothing to sweep"),
         (("sweep", "--seeds", "1000", "--grid", "model.width=8..1007", "--dry-run"), "4,000,000"),
-        (("resume",), "RUN"),
+        (("resume",), "no runs in"),
         (("resume", "nothing"), "no run 'nothing'"),
         (("resume", "mlp-0001", "--epochs", "0"), "--epochs"),
         (("eval", "--split", "all"), "all"),

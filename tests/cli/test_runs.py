@@ -64,3 +64,30 @@ def test_an_extended_run_keeps_what_its_figures_were_published_for(
         ended = mnist("resume", "own-0001", "--epochs", epochs)
         assert ended.code == 0
         assert "val acc, epoch 1" in ended.out
+
+
+@pytest.mark.parametrize("place", ["", "best.pt", "last.pt"])
+def test_a_run_is_named_by_itself_its_folder_or_its_checkpoint(
+    place: str, mnist: Mnist, trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown = mnist("runs", "show", "mlp-0001").out
+    assert mnist("runs", "show", f"mlp-0001/{place}").out == shown
+    assert mnist("runs", "show", str(trained / "mlp-0001" / place)).out == shown
+    monkeypatch.chdir(trained / "mlp-0001")
+    assert mnist("runs", "show", place or ".").out.splitlines()[0].split() == ["run", "mlp-0001"]
+
+
+@pytest.mark.usefixtures("trained")
+def test_without_a_run_it_is_the_newest_which_is_said(mnist: Mnist) -> None:
+    for command in (["runs", "show"], ["resume"]):
+        ended = mnist(*command)
+        assert (ended.code, ended.err.strip()) == (0, "the newest: mlp-sweep-0001")
+        assert "mlp-sweep-0001" in ended.out
+
+
+def test_eval_takes_the_checkpoint_that_a_path_in_the_runs_directory_names(
+    mnist: Mnist, trained: Path
+) -> None:
+    for name in ("best.pt", "last.pt"):
+        ended = mnist("eval", "--checkpoint", f"mlp-0001/{name}", "--json")
+        assert ended.json["checkpoint"] == str(trained / "mlp-0001" / name)
