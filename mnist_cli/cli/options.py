@@ -51,15 +51,11 @@ CheckpointOption = Annotated[
 ]
 RunArgument = Annotated[
     str | None,
-    Argument(
-        metavar="[RUN]", help="A run or a sweep: its name, folder or checkpoint [the newest]."
-    ),
+    Argument(metavar="[RUN]", help="A run or sweep: name, folder or checkpoint [the newest]."),
 ]
 RunArguments = Annotated[
     list[str] | None,
-    Argument(
-        metavar="[RUN]...", help="Runs or sweeps: names, folders or checkpoints [the newest]."
-    ),
+    Argument(metavar="[RUN]...", help="Runs or sweeps: name, folder or checkpoint [the newest]."),
 ]
 SplitName = Literal["train", "val", "test"]
 

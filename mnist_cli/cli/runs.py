@@ -1,7 +1,7 @@
 """`mnist runs` and `mnist plot`: looking at what was trained."""
 
 import shlex
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer import Option
@@ -11,27 +11,57 @@ from mnist_cli.cli.options import Json, RunArgument, RunsDir, SplitName
 from mnist_cli.cli.screen import checkpoint_lines, console, find_run, print_json
 from mnist_cli.runs import interrupts, store
 
+if TYPE_CHECKING:
+    from mnist_cli.report.listing import Listed
+
+LIMIT = 50  # a thousand rows take longer to lay out than to read
+
 app = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help="Look at the runs there are.")
 
 
 @app.command("list")
-def runs_list(runs_dir: RunsDir = None, as_json: Json = False) -> None:
-    """Every run and sweep in the runs directory, newest last."""
-    from mnist_cli.report import tables
+def runs_list(
+    sort: Annotated[
+        str | None, Option("--sort", metavar="KEY", help="A setting or figure: lr, val/acc.")
+    ] = None,
+    where: Annotated[
+        str | None,
+        Option("--filter", metavar="TEXT", help="Such as 'model.name=cnn and val/acc>0.97'."),
+    ] = None,
+    limit: Annotated[
+        int | None,
+        Option("--limit", metavar="N", min=1, help="How many [50; all with --json]."),
+    ] = None,
+    runs_dir: RunsDir = None,
+    as_json: Json = False,
+) -> None:
+    """Every run and sweep in the runs directory, the newest first.
 
-    root = store.runs_root(runs_dir)
-    # The status first: a run that has ended by then has its summary.
-    found = [(run, run.status(), run.meta(), run.summary()) for run in store.all_runs(root)]
+    --sort: accuracies from the highest, anything else from the lowest. --filter: comparisons by =
+    != < <= > >=, joined by `and`.
+    """
+    from mnist_cli.report import listing, tables
+
+    root, shown = store.runs_root(runs_dir), limit or (None if as_json else LIMIT)
+    key = listing.known_key(sort, "--sort") if sort else None
+    found = listing.select(root, listing.conditions(where) if where else (), key)
     if as_json:
-        rows = [
-            {"name": run.name, "path": str(run.path), **summary, "status": status}
-            for run, status, _, summary in found
-        ]
-        print_json(rows)
+        print_json([_listed_document(listed) for listed in found[:shown]])
     elif found:
-        console().print(tables.runs_table(found))
+        console().print(tables.runs_table(found[:shown]))
+        if shown and len(found) > shown:
+            console().print(f"{len(found) - shown:,} more: --limit {len(found)} shows them too")
+    elif where:
+        console().print(f"no runs in {root} for which {where}")
     else:
         console().print(f"no runs in {root} yet; `mnist train` makes one")
+
+
+def _listed_document(listed: "Listed") -> dict[str, Any]:
+    named = {"name": listed.run.name, "path": str(listed.run.path)}
+    facts = {key: listed.value(key) for key in ("started", "tags", "note")}
+    found = {"status": listed.status, "settings": listed.settings, "figures": listed.figures}
+    return named | dict(listed.summary) | facts | found
 
 
 @app.command("show")

@@ -12,7 +12,7 @@ from mnist_cli.config.schema import (
     SyntheticData,
 )
 from mnist_cli.config.trials import with_settings
-from mnist_cli.config.write import dump, json_schema
+from mnist_cli.config.write import dump, json_schema, read_dumped
 
 __all__ = [
     "SECTIONS",
@@ -31,5 +31,6 @@ __all__ = [
     "load",
     "load_saved",
     "load_text",
+    "read_dumped",
     "with_settings",
 ]

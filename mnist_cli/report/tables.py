@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mnist_cli.config import Config, MlpModel, Reference
+from mnist_cli.report.listing import Listed
 from mnist_cli.runs.store import RunDirectory
 from mnist_cli.sweeps import stats
 from mnist_cli.sweeps.stats import Sample, SeedGroup, Verdict
@@ -335,27 +336,25 @@ def plan_table(runs: Sequence[Mapping[str, Any]]) -> Table:
     )
 
 
-def runs_table(found: Sequence[tuple[RunDirectory, str, Record, Record]]) -> Table:
-    """The runs there are: folder, status, meta and summary of each, at least one."""
-    return table([_runs_row(*each) for each in found])
+def runs_table(found: Sequence[Listed]) -> Table:
+    """The runs there are, at least one."""
+    return table([_runs_row(listed) for listed in found])
 
 
-def _runs_row(run: RunDirectory, status: str, meta: Record, summary: Record) -> dict[str, str]:
-    trials, best = summary.get("trials"), summary.get("best") or {}
-    metrics = run.metrics_path  # while a run trains, ahead of its summary
-    epochs = str(metrics.read_bytes().count(b"\n")) if metrics.is_file() else "-"
-    # For a sweep over seeds the mean that it was ranked by, not its luckiest run.
-    keys = [key for key in stats.axes(trials or ()) if key != stats.SEED]
-    group = [trial for trial in trials or () if all(trial[key] == best.get(key) for key in keys)]
-    figures = [trial["val/acc"] for trial in group if trial["val/acc"] is not None]
+def _runs_row(listed: Listed) -> dict[str, RenderableType]:
+    trials, settings, figures = listed.summary.get("trials"), listed.settings, listed.figures
+    epochs = format_value(listed.epochs) if trials is None else f"{len(trials)} runs"
     return {
-        "run": run.name,
-        "status": status,
-        "started": local_time(meta.get("started")),
-        ">epochs": epochs if trials is None else f"{len(trials)} runs",
-        ">best val acc": percent(fmean(figures) if figures else best.get("val/acc")),
-        ">test acc": percent(best.get("test/acc")),
-        ">took": duration(summary.get("seconds")),
+        "run": listed.run.name,
+        "status": listed.status,
+        "started": local_time(listed.meta.get("started")),
+        ">epochs": epochs,
+        "model": format_value(settings.get("model.name")),
+        "data": format_value(settings.get("data.name")),
+        ">lr": format_value(settings.get("optimizer.lr")),
+        ">best val acc": percent(figures.get("val/acc")),
+        ">test acc": percent(figures.get("test/acc")),
+        ">took": duration(listed.summary.get("seconds")),
     }
 
 

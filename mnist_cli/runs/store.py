@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from mnist_cli import config as configs
 from mnist_cli.config import Config
+from mnist_cli.config.presets import read
 from mnist_cli.data import durable
 from mnist_cli.errors import UsageError
 from mnist_cli.runs import lock
@@ -112,6 +113,13 @@ class RunDirectory:
         except (OSError, UnicodeDecodeError) as error:
             raise UsageError(f"{self.config_path}: cannot be read: {error}") from error
         return configs.load_text(text, str(self.config_path))
+
+    def saved_config(self) -> dict[str, Any]:
+        """The sections of the resolved config, unchecked; empty when it cannot be read."""
+        try:
+            return configs.read_dumped(read(self.config_path, self.config_path.name))
+        except UsageError:
+            return {}
 
     def meta(self) -> Meta:
         """How the run goes on, where and by whom; empty when there is none to read."""

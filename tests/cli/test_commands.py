@@ -232,7 +232,7 @@ def test_eval_takes_the_newest_of_that_name(mnist: Mnist, trained: Path) -> None
 
 def test_runs_list_and_show(mnist: Mnist, trained: Path) -> None:
     listing = mnist("runs", "list").out
-    assert listing.index("mlp-0001") < listing.index("mlp-sweep-0001")
+    assert listing.index("mlp-sweep-0001") < listing.index("mlp-0001")
     rows = mnist("runs", "list", "--json").json
     assert [row["status"] for row in rows] == ["finished"] * 2
     page = mnist("runs", "show", "mlp-0001").out

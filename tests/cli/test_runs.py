@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from mnist_cli import config as configs
 from mnist_cli.report import tables
 from mnist_cli.runs.store import RunDirectory
 from tests.conftest import Mnist
@@ -91,3 +92,93 @@ def test_eval_takes_the_checkpoint_that_a_path_in_the_runs_directory_names(
     for name in ("best.pt", "last.pt"):
         ended = mnist("eval", "--checkpoint", f"mlp-0001/{name}", "--json")
         assert ended.json["checkpoint"] == str(trained / "mlp-0001" / name)
+
+
+@pytest.fixture
+def many(tmp_path: Path) -> list[str]:
+    """Runs that differ in model, rate, accuracy and tags; the names, in the order started."""
+    names = []
+    runs = ("cnn", 0.1, 0.98), ("cnn", 1e-4, 0.5), ("mlp", 1, None)
+    for n, (model, lr, acc) in enumerate(runs):
+        config = configs.load(model, [f"optimizer.lr={lr}", "train.compile=true"]).config
+        config = config.model_copy(update={"sweep": {}})
+        path = tmp_path / "runs" / f"{model}-{n}"
+        path.mkdir(parents=True)
+        (path / "config.yaml").write_text(configs.dump(config))
+        meta = {"status": "finished", "started": f"2026-01-0{n + 1}", "tags": ["odd"] * (n % 2)}
+        (path / "meta.json").write_text(json.dumps(meta))
+        best = acc and {"epoch": 1, "val/loss": 1 - acc, "val/acc": acc}
+        (path / "summary.json").write_text(json.dumps({"epochs": n + 1, "best": best}))
+        names.append(path.name)
+    return names
+
+
+@pytest.mark.parametrize(
+    ("where", "expected"),
+    [
+        ("model.name=cnn and val/acc>0.97", [0]),
+        ("model == mlp", [2]),
+        ("lr<=1e-4", [1]),
+        ("lr>.5 and epochs!=3", []),
+        ("val/acc!=0.5", [2, 0]),
+        ("val/loss<1", [1, 0]),
+        ("tags=odd", [1]),
+        ("tags!=odd", [2, 0]),
+        ("train.compile=True and name>=cnn-1", [2, 1]),
+        ("lr<many", []),
+    ],
+)
+def test_a_filter_compares_settings_and_figures(
+    where: str, expected: list[int], mnist: Mnist, many: list[str]
+) -> None:
+    found = mnist("runs", "list", "--json", "--filter", where).json
+    assert [row["name"] for row in found] == [many[n] for n in expected]
+
+
+@pytest.mark.parametrize(
+    ("key", "expected"), [("val/acc", [0, 1, 2]), ("val/loss", [0, 1, 2]), ("lr", [1, 0, 2])]
+)
+def test_runs_are_sorted_by_a_key_the_best_first(
+    key: str, expected: list[int], mnist: Mnist, many: list[str]
+) -> None:
+    found = [*rows(mnist("runs", "list", "--sort", key).out.replace("-", "-00"))]
+    assert found == [many[n].replace("-", "-00") for n in expected]
+
+
+@pytest.mark.parametrize(
+    ("argv", "named"),
+    [
+        (["--filter", "optimizer.rl=1"], "'optimizer.lr'"),
+        (["--sort", "val/ac"], "'val/acc'"),
+        (["--filter", "lr"], "'lr' is not KEY OP VALUE"),
+        (["--filter", "seed=0"], "'data.seed' or 'train.seed'"),
+    ],
+)
+def test_a_key_that_is_not_there_names_the_nearest(
+    argv: list[str], named: str, mnist: Mnist
+) -> None:
+    ended = mnist("runs", "list", *argv)
+    assert (ended.code, named in ended.err) == (2, True)
+
+
+def test_the_list_is_bounded_and_shows_what_was_asked(mnist: Mnist, many: list[str]) -> None:
+    out = mnist("runs", "list", "--limit", "1").out
+    assert many[2] in out
+    assert {"mlp", "mnist", "1"} <= set(out.replace(many[2], "").split())
+    assert "2 more" in out
+    assert many[0] not in out
+
+
+def test_a_sweep_is_listed_with_the_settings_of_its_winner(mnist: Mnist, trained: Path) -> None:
+    best = RunDirectory(trained / "mlp-sweep-0001").summary()["best"]
+    (listed,) = mnist("runs", "list", "--json", "--filter", "name=mlp-sweep-0001").json
+    assert listed["settings"]["optimizer.lr"] == best["optimizer.lr"]
+    assert listed["figures"]["test/acc"] == best["test/acc"]
+
+
+@pytest.mark.parametrize("text", ["[" * 9999, "a: &x [1]\nb: *x", "a: !!python/name:os.system ''"])
+def test_a_config_that_is_none_does_not_keep_the_list_from_showing(
+    text: str, mnist: Mnist, trained: Path
+) -> None:
+    (trained / "mlp-0001" / "config.yaml").write_text(text)
+    assert "finished" in rows(mnist("runs", "list").out)["mlp-0001"]
