@@ -1,15 +1,18 @@
 """`mnist runs` and `mnist plot`: looking at what was trained."""
 
 import shlex
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from typer import Option
+from typer import Argument, Option
 
 from mnist_cli import config as configs
 from mnist_cli.cli.options import Json, RunArgument, RunsDir, SplitName
 from mnist_cli.cli.screen import checkpoint_lines, console, find_run, print_json
-from mnist_cli.runs import interrupts, store
+from mnist_cli.errors import UsageError
+from mnist_cli.runs import interrupts, manage, store
 
 if TYPE_CHECKING:
     from mnist_cli.report.listing import Listed
@@ -66,13 +69,14 @@ def _listed_document(listed: "Listed") -> dict[str, Any]:
 
 @app.command("show")
 def runs_show(run: RunArgument = None, runs_dir: RunsDir = None, as_json: Json = False) -> None:
-    """One run or sweep: what it was asked, where it ran, and what was measured."""
+    """One run or sweep: what was asked that is not the default, and what was measured."""
     from mnist_cli.report import tables
 
     folder = find_run(run, runs_dir)
     status, summary = folder.status(), folder.summary()  # in this order, as in the list
     if as_json:
-        print_json({"meta": folder.meta(), "summary": summary, "metrics": folder.metrics()})
+        found = {"meta": folder.meta(), "config": tables.unusual_settings(folder)}
+        print_json({**found, "summary": summary, "metrics": folder.metrics()})
         return
     for part in tables.run_page(folder, status, summary):
         console().print(part)
@@ -83,6 +87,54 @@ def runs_show(run: RunArgument = None, runs_dir: RunsDir = None, as_json: Json =
         known = runs_dir is None and owner.path == store.runs_root(None) / owner.name
         name = shlex.quote(owner.name if known else str(owner.path))
         print(f"to go on:       mnist resume {name}")
+
+
+@app.command("note")
+def runs_note(
+    run: Annotated[str, Argument(metavar="RUN", help="A run or sweep.")],
+    text: Annotated[str, Argument(metavar="TEXT", help="What to say of it; '' removes the note.")],
+    runs_dir: RunsDir = None,
+) -> None:
+    """Keep a note with a run or a sweep; the list shows it."""
+    manage.annotate(store.find(store.runs_root(runs_dir), run), text)
+
+
+@app.command("tag")
+def runs_tag(
+    run: Annotated[str, Argument(metavar="RUN", help="A run or sweep.")],
+    words: Annotated[list[str], Argument(metavar="WORD...", help="Tags.")],
+    remove: Annotated[bool, Option("--remove", help="Remove these tags.")] = False,
+    runs_dir: RunsDir = None,
+) -> None:
+    """Add tags to a run or a sweep; `runs list --filter tags=WORD` finds it by them."""
+    manage.tag(store.find(store.runs_root(runs_dir), run), words, remove=remove)
+
+
+@app.command("rm")
+def runs_rm(
+    runs: Annotated[list[str], Argument(metavar="RUN...", help="Runs or sweeps.")],
+    yes: Annotated[bool, Option("--yes", "-y", help="Do not ask.")] = False,
+    runs_dir: RunsDir = None,
+) -> None:
+    """Remove runs or sweeps with all that is in their folders, after asking.
+
+    A run that trains is refused, and nothing is removed through a link.
+    """
+    if files := [name for name in runs if Path(name).name in store.CHECKPOINTS]:
+        raise UsageError(f"{files[0]} is one file of a run", "give the run, which goes as a whole")
+    root = store.runs_root(runs_dir)
+    folders = list(dict.fromkeys(store.find(root, name) for name in runs))
+    for folder in folders:
+        manage.check_removable(folder)
+    if not yes:
+        paths = "\n".join(f"  {folder.path}" for folder in folders)
+        print(f"remove for good:\n{paths}\nyes or no? ", end="", file=sys.stderr, flush=True)
+        if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+            print("nothing is removed", file=sys.stderr)
+            raise typer.Exit(1)
+    for folder in folders:
+        manage.remove(folder)
+        print(f"removed: {folder.path}")
 
 
 def plot(

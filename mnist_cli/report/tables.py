@@ -14,7 +14,8 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from mnist_cli.config import Config, MlpModel, Reference
+from mnist_cli.config import SECTIONS, Config, MlpModel, Reference
+from mnist_cli.errors import UsageError
 from mnist_cli.report.listing import Listed
 from mnist_cli.runs.store import RunDirectory
 from mnist_cli.sweeps import stats
@@ -355,6 +356,8 @@ def _runs_row(listed: Listed) -> dict[str, RenderableType]:
         ">best val acc": percent(figures.get("val/acc")),
         ">test acc": percent(figures.get("test/acc")),
         ">took": duration(listed.summary.get("seconds")),
+        "tags": " ".join(listed.meta.get("tags", ())),
+        "note": listed.meta.get("note", ""),
     }
 
 
@@ -372,6 +375,9 @@ def run_page(run: RunDirectory, status: str, summary: Record) -> Iterator[Render
         "versions": settings(meta.get("versions") or {}),
         "git": meta.get("git"),
         "folder": run.path,
+        "config": settings(unusual_settings(run)),
+        "tags": " ".join(meta.get("tags", ())),
+        "note": meta.get("note"),
     }
     yield "\n".join(f"{key:<9}{item}" for key, item in facts.items() if item)
     if summary.get("trials"):
@@ -381,6 +387,26 @@ def run_page(run: RunDirectory, status: str, summary: Record) -> Iterator[Render
     for record in records:
         mark = "   best" * (record["epoch"] == best.get("epoch"))
         yield epoch_line(record, len(records)) + mark
+
+
+def unusual_settings(run: RunDirectory) -> dict[str, Any]:
+    """The settings of a run that are not the default of their model, data set or optimizer.
+
+    None of a run whose config cannot be read.
+    """
+    try:
+        config, usual = run.config(), Config().resolved()
+    except UsageError:
+        return {}
+    unusual: dict[str, Any] = {}
+    for section in SECTIONS:
+        own = getattr(config, section)
+        name = getattr(own, "name", None)
+        if name != usual[section].get("name"):
+            unusual[f"{section}.name"] = name
+        changed = own.model_dump(mode="json", exclude_defaults=True, exclude_none=True)
+        unusual |= {f"{section}.{key}": item for key, item in changed.items() if key != "name"}
+    return unusual | {key: list(values) for key, values in config.sweep.items()}
 
 
 def prediction(image: str, probabilities: Mapping[str, float]) -> str:

@@ -99,6 +99,8 @@ class Meta(TypedDict, total=False):
     error: str
     epochs: int  # how many there shall be, once more were asked for than at the start
     resumed: list[str]
+    note: str  # what a person says of it
+    tags: list[str]
     # Of a sweep:
     runs: int
     test: bool  # whether the winner is measured on the test split

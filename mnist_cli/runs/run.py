@@ -10,22 +10,21 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 
 import torch
-from filelock import Timeout
 from torch import Tensor
 
 from mnist_cli import config as configs
 from mnist_cli.config import Config
 from mnist_cli.data import durable
 from mnist_cli.engine.loop import Record
-from mnist_cli.errors import CheckpointError, RunError
+from mnist_cli.errors import CheckpointError
 from mnist_cli.runs import checkpoint as checkpoints
-from mnist_cli.runs import interrupts, lock
+from mnist_cli.runs import interrupts
 from mnist_cli.runs.checkpoint import Checkpoint
 from mnist_cli.runs.documents import Meta, Row, Status, Summary, new_meta, now, write_json
 from mnist_cli.runs.metrics import MetricsLog
 from mnist_cli.runs.selection import selection_score
 from mnist_cli.runs.stopping import stop_reason
-from mnist_cli.runs.store import RunDirectory, refuse_link
+from mnist_cli.runs.store import RunDirectory, held, refuse_link
 
 
 @dataclass(frozen=True)
@@ -131,15 +130,7 @@ def hold(folder: RunDirectory) -> Iterator[None]:
         UsageError: a file or folder inside it is a link.
         OSError: nothing can be written there.
     """
-    try:
-        held = lock.of(folder.path).acquire(timeout=0.5)  # `is_held` shares it for a moment
-    except Timeout:
-        meta = folder.meta()
-        who = f"process {meta.get('pid', 'unknown')} on {meta.get('host', 'another machine')}"
-        raise RunError(
-            f"{folder.name} is being trained by {who}", "wait until it ends, or end it"
-        ) from None
-    with held:
+    with held(folder):
         for path in folder.path.rglob("*"):
             refuse_link(path)
         durable.clear(folder.path)

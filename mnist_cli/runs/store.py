@@ -1,22 +1,25 @@
 """The runs directory: run and sweep folders, where their files are, and reading them back.
 
 A folder is the whole of a run: what it was asked, where it ran, what was measured, its weights.
-Nothing here changes a run: `runs.run` and `sweeps.sweep` write.
+Nothing here changes a run: `runs.run`, `sweeps.sweep` and `runs.manage` write.
 """
 
 import difflib
 import os
 import re
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from filelock import Timeout
 
 from mnist_cli import config as configs
 from mnist_cli.config import Config
 from mnist_cli.config.presets import read
 from mnist_cli.data import durable
-from mnist_cli.errors import UsageError
+from mnist_cli.errors import RunError, UsageError
 from mnist_cli.runs import lock
 from mnist_cli.runs.documents import Meta, Summary, read_json
 from mnist_cli.runs.metrics import read_records
@@ -261,6 +264,26 @@ def newest_checkpoint(root: Path, file_name: str) -> Path | None:
     """That file of the newest run or sweep that has it."""
     found = (run.path / file_name for run in reversed(all_runs(root)))
     return next((path for path in found if path.is_file()), None)
+
+
+@contextmanager
+def held(folder: RunDirectory) -> Iterator[None]:
+    """Keeps every other process from training a run or sweep.
+
+    Raises:
+        RunError: another process trains it.
+        OSError: nothing can be written there.
+    """
+    try:
+        holder = lock.of(folder.path).acquire(timeout=0.5)  # `is_held` shares it for a moment
+    except Timeout:
+        meta = folder.meta()
+        who = f"process {meta.get('pid', 'unknown')} on {meta.get('host', 'another machine')}"
+        raise RunError(
+            f"{folder.name} is being trained by {who}", "wait until it ends, or end it"
+        ) from None
+    with holder:
+        yield
 
 
 def refuse_link(path: Path) -> Path:

@@ -1,6 +1,9 @@
 """The list of runs: what it says of those that train, of sweeps over seeds, of damaged ones."""
 
+import io
 import json
+import shutil
+import sys
 import time
 from pathlib import Path
 
@@ -8,6 +11,7 @@ import pytest
 
 from mnist_cli import config as configs
 from mnist_cli.report import tables
+from mnist_cli.runs import store
 from mnist_cli.runs.store import RunDirectory
 from tests.conftest import Mnist
 
@@ -182,3 +186,92 @@ def test_a_config_that_is_none_does_not_keep_the_list_from_showing(
 ) -> None:
     (trained / "mlp-0001" / "config.yaml").write_text(text)
     assert "finished" in rows(mnist("runs", "list").out)["mlp-0001"]
+
+
+def test_show_has_the_settings_that_are_not_the_default(
+    mnist: Mnist, trained: Path, tmp_path: Path
+) -> None:
+    sized = {"data.name": "synthetic", "data.size": 140, "train.epochs": 2}
+    assert mnist("runs", "show", "mlp-0001", "--json").json["config"] == sized
+    swept = mnist("runs", "show", "mlp-sweep-0001", "--json").json["config"]
+    assert swept == sized | {"optimizer.lr": [1e-4, 1e-2], "train.seed": [0, 1]}
+    config = configs.load("cnn", ["optimizer.momentum=0.5", "model.name=cnn"]).config
+    (trained / "mlp-0001" / "config.yaml").write_text(configs.dump(config))
+    line = next(x for x in mnist("runs", "show", "mlp-0001").out.splitlines() if "config " in x)
+    assert {"model cnn", "optimizer sgd", "momentum 0.5"} <= set(line[9:].split(", "))
+
+
+# ----------------------------------------------------------------------------- notes, tags, removal
+
+
+@pytest.mark.usefixtures("trained")
+def test_notes_and_tags_are_shown_and_outlive_a_resume(mnist: Mnist) -> None:
+    assert mnist("runs", "note", "mlp-0001", "a first try").code == 0
+    assert mnist("runs", "tag", "mlp-0001", "good", "old").code == 0
+    assert mnist("runs", "tag", "mlp-0001", "good", "new").code == 0
+    assert mnist("runs", "tag", "mlp-0001", "old", "--remove").code == 0
+    assert mnist("resume", "mlp-0001", "--epochs", "3").code == 0
+    for out in (mnist("runs", "list").out, mnist("runs", "show", "mlp-0001").out):
+        assert "a first try" in out
+        assert "good new" in out
+    mnist("runs", "note", "mlp-0001", "")
+    assert "first try" not in mnist("runs", "list").out
+
+
+@pytest.mark.usefixtures("trained")
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["note", "mlp-0001", "\x1b[31mred"],
+        ["note", "mlp-0001", "two\nlines"],
+        ["note", "mlp-0001", "x" * 1001],
+        ["tag", "mlp-0001", "two words"],
+        ["tag", "mlp-0001", "\u202e"],
+        ["note", "nothing", "x"],
+    ],
+    ids=repr,
+)
+def test_what_is_no_text_is_refused(argv: list[str], mnist: Mnist, trained: Path) -> None:
+    before = (trained / "mlp-0001" / "meta.json").read_text()
+    assert mnist("runs", *argv).code == 2
+    assert (trained / "mlp-0001" / "meta.json").read_text() == before
+
+
+@pytest.mark.parametrize(("answer", "code"), [("yes\n", 0), ("n\n", 1), ("", 1)])
+def test_rm_asks(
+    answer: str, code: int, mnist: Mnist, trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO(answer))
+    ended = mnist("runs", "rm", "mlp-0001", "mlp-sweep-0001")
+    assert (ended.code, "mlp-0001" in ended.err) == (code, True)
+    assert [*trained.iterdir()] == [] if code == 0 else len([*trained.iterdir()]) == 2
+
+
+def test_rm_leaves_what_links_lead_to(mnist: Mnist, trained: Path, tmp_path: Path) -> None:
+    kept = shutil.copytree(trained / "mlp-0001", tmp_path / "kept")
+    (trained / "mlp-0001" / "out").symlink_to(kept)
+    (trained / "mlp-0002").symlink_to(trained / "mlp-sweep-0001")
+    assert mnist("runs", "rm", "--yes", "mlp-0001").code == 0
+    assert (kept / "best.pt").is_file()
+    assert mnist("runs", "rm", "--yes", "mlp-0002").code == 2
+    assert (trained / "mlp-sweep-0001" / "best.pt").is_file()
+
+
+@pytest.mark.parametrize("name", ["mlp-sweep-0001/trials/000", "project", "mlp-0001/best.pt", "x"])
+def test_rm_refuses_what_is_no_run_of_its_own_and_then_removes_nothing(
+    name: str, mnist: Mnist, trained: Path
+) -> None:
+    (trained / "project").mkdir()
+    (trained / "project" / "config.yaml").write_text("model: mlp\n")
+    before = sorted(trained.rglob("*"))
+    assert mnist("runs", "rm", "--yes", "mlp-0001", name).code == 2
+    assert sorted(trained.rglob("*")) == before
+
+
+@pytest.mark.parametrize("argv", [["rm", "--yes"], ["note", "x"], ["tag", "x"]], ids=" ".join)
+def test_what_trains_is_left_alone(argv: list[str], mnist: Mnist, trained: Path) -> None:
+    name = "mlp-sweep-0001"
+    with store.held(RunDirectory(trained / name)):
+        ended = mnist("runs", argv[0], name, *argv[1:])
+    assert (ended.code, "is being trained" in ended.err) == (1, True)
+    assert (trained / name / "best.pt").is_file()

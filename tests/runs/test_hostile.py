@@ -79,7 +79,7 @@ def test_a_link_out_of_the_runs_directory_is_no_run(
     ended = mnist("plot", "linked")
     assert f"{root / 'linked'} is a link that leads out of the runs directory" in ended.err
     assert f"give the folder itself: {outside}" in ended.err
-    assert [row["name"] for row in mnist("runs", "list", "--json").json] == ["mlp-0001", "same"]
+    assert [row["name"] for row in mnist("runs", "list", "--json").json] == ["same", "mlp-0001"]
     assert mnist("eval", "--checkpoint", "best.pt").code == 5
     assert tree(outside) == before
     assert store.find(root, str(outside)).path == outside
