@@ -9,14 +9,17 @@ import typer
 from typer import Argument, Option
 
 from mnist_cli import config as configs
-from mnist_cli.cli.options import Json, RunArgument, RunsDir, SplitName
-from mnist_cli.cli.screen import checkpoint_lines, console, find_run, print_json
+from mnist_cli.cli.options import Json, RunArgument, RunArguments, RunsDir, SplitName
+from mnist_cli.cli.screen import checkpoint_lines, console, find_run, print_json, print_result
 from mnist_cli.errors import UsageError
 from mnist_cli.runs import interrupts, manage, store
 
 if TYPE_CHECKING:
     from mnist_cli.report.listing import Listed
 
+Picture = Annotated[
+    Path, Option("--out", metavar="FILE", help="The PNG with the curves of several runs.")
+]
 LIMIT = 50  # a thousand rows take longer to lay out than to read
 
 app = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help="Look at the runs there are.")
@@ -70,12 +73,12 @@ def _listed_document(listed: "Listed") -> dict[str, Any]:
 @app.command("show")
 def runs_show(run: RunArgument = None, runs_dir: RunsDir = None, as_json: Json = False) -> None:
     """One run or sweep: what was asked that is not the default, and what was measured."""
-    from mnist_cli.report import tables
+    from mnist_cli.report import listing, tables
 
     folder = find_run(run, runs_dir)
     status, summary = folder.status(), folder.summary()  # in this order, as in the list
     if as_json:
-        found = {"meta": folder.meta(), "config": tables.unusual_settings(folder)}
+        found = {"meta": folder.meta(), "config": listing.unusual_settings(folder)}
         print_json({**found, "summary": summary, "metrics": folder.metrics()})
         return
     for part in tables.run_page(folder, status, summary):
@@ -87,6 +90,30 @@ def runs_show(run: RunArgument = None, runs_dir: RunsDir = None, as_json: Json =
         known = runs_dir is None and owner.path == store.runs_root(None) / owner.name
         name = shlex.quote(owner.name if known else str(owner.path))
         print(f"to go on:       mnist resume {name}")
+
+
+@app.command("compare")
+def runs_compare(
+    runs: Annotated[list[str], Argument(metavar="RUN...", help="Two or more runs or sweeps.")],
+    output: Picture = Path("compare.png"),
+    runs_dir: RunsDir = None,
+    as_json: Json = False,
+) -> None:
+    """Runs and sweeps side by side: settings that differ, figures, and whether they can be told.
+
+    A sweep stands for its winner, over its seeds. Their curves are drawn into one picture.
+    """
+    if len(runs) < 2:
+        raise UsageError("there is nothing to compare it with", "name two runs or more")
+    _check_picture(output)
+    from mnist_cli.report import compare, plots, tables
+
+    compared = compare.compare([find_run(name, runs_dir) for name in runs])
+    drawn = str(output) if plots.overlay(output, compared) else None
+    differing = compare.differences(compared)
+    document = {"runs": [each.document for each in compared], "differs": differing, "plot": drawn}
+    parts = [*tables.comparison(compared), *([f"curves: {drawn}"] if drawn else [])]
+    print_result(as_json, document, *parts)
 
 
 @app.command("note")
@@ -138,14 +165,26 @@ def runs_rm(
 
 
 def plot(
-    run: RunArgument = None,
+    runs: RunArguments = None,
     split: Annotated[SplitName, Option("--split", help="Whose mistakes to show.")] = "val",
+    output: Picture = Path("compare.png"),
     runs_dir: RunsDir = None,
 ) -> None:
-    """Draw all pictures of a run or sweep anew: curves, and its best checkpoint's mistakes."""
-    folder = find_run(run, runs_dir)
+    """Draw all pictures of a run or sweep anew: curves, and its best checkpoint's mistakes.
 
-    from mnist_cli.report import plots
+    Of several, their curves in one picture.
+    """
+    _check_picture(output)
+    first, *rest = runs or [None]
+    folder, others = find_run(first, runs_dir), [find_run(name, runs_dir) for name in rest]
+
+    from mnist_cli.report import compare, plots
+
+    if others:
+        if plots.overlay(output, compare.compare([folder, *others])):
+            print(output)
+        return
+
     from mnist_cli.runs import checkpoint as checkpoints
     from mnist_cli.runs.datasets import Datasets
     from mnist_cli.runs.evaluate import classify
@@ -160,3 +199,8 @@ def plot(
         drawn += plots.mistaken(folder.plots, title, split, seen)
     for path in drawn:
         print(path)
+
+
+def _check_picture(path: Path) -> None:
+    if path.suffix.lower() != ".png":
+        raise UsageError(f"--out {path}: the picture is written as PNG", "end its name in .png")

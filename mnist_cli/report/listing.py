@@ -9,6 +9,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from mnist_cli.config import Config
 from mnist_cli.config.schema import SECTIONS, meant, setting_keys
 from mnist_cli.errors import UsageError
 from mnist_cli.runs import store
@@ -48,12 +49,12 @@ class Listed:
 
     @cached_property
     def settings(self) -> dict[str, Any]:
-        """Its settings by dotted key; of a sweep those of its winner, else the lists it sweeps."""
+        """Its settings by dotted key; of a sweep those of its winner, and the list of its seeds."""
         saved = self.run.saved_config()
         swept = saved.pop("sweep", None)
         best = self.summary.get("best") or {}
         axes = stats.axes(self.summary.get("trials") or ())
-        won = {key: best[key] for key in axes if key in best}
+        won = {key: best[key] for key in axes if key in best and key != stats.SEED}
         return _flat(saved) | _flat(swept if isinstance(swept, dict) else {}) | _flat(won)
 
     @cached_property
@@ -171,6 +172,26 @@ def select(root: Path, where: Sequence[Condition] = (), sort: str | None = None)
         return (2 if value is None else 1), 0.0, str(value)
 
     return sorted(found, key=place)
+
+
+def unusual_settings(run: RunDirectory) -> dict[str, Any]:
+    """The settings of a run that are not the default of their model, data set or optimizer.
+
+    None of a run whose config cannot be read.
+    """
+    try:
+        config, usual = run.config(), Config().resolved()
+    except UsageError:
+        return {}
+    unusual: dict[str, Any] = {}
+    for section in SECTIONS:
+        own = getattr(config, section)
+        name = getattr(own, "name", None)
+        if name != usual[section].get("name"):
+            unusual[f"{section}.name"] = name
+        changed = own.model_dump(mode="json", exclude_defaults=True, exclude_none=True)
+        unusual |= {f"{section}.{key}": item for key, item in changed.items() if key != "name"}
+    return unusual | {key: list(values) for key, values in config.sweep.items()}
 
 
 def _flat(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from mnist_cli.runs.store import RunDirectory
 from mnist_cli.sweeps.stats import SEED, Sample, SeedGroup, axes, rank
 
 if TYPE_CHECKING:
+    from mnist_cli.report.compare import Compared
     from mnist_cli.runs.evaluate import Classified
 
 Record = Mapping[str, Any]
@@ -82,6 +83,23 @@ def draw(folder: RunDirectory) -> list[Path]:
             with _figure(drawn[-1], title) as (cell,):
                 _accuracy_against(cell, axis, groups, ranked[0], runs)
     return drawn
+
+
+def overlay(path: Path, compared: "Sequence[Compared]") -> bool:
+    """Draws the curves of runs and sweeps into one picture, those of a sweep by its winner.
+
+    Returns:
+        Whether there was an epoch to draw.
+    """
+    colours = _colours(len(compared))
+    lines: list[Line] = []
+    for each, colour in zip(compared, colours, strict=True):
+        histories = [run.metrics() for run in each.members]
+        lines.append((each.listed.run.name, colour, "", histories))
+    if any(any(histories) for *_, histories in lines):
+        _curves(path, "compared: " + ", ".join(name for name, *_ in lines), SWEPT, lines)
+        return True
+    return False
 
 
 def image_grid(

@@ -14,9 +14,9 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from mnist_cli.config import SECTIONS, Config, MlpModel, Reference
-from mnist_cli.errors import UsageError
-from mnist_cli.report.listing import Listed
+from mnist_cli.config import Config, MlpModel, Reference
+from mnist_cli.report.compare import Compared, differences
+from mnist_cli.report.listing import Listed, unusual_settings
 from mnist_cli.runs.store import RunDirectory
 from mnist_cli.sweeps import stats
 from mnist_cli.sweeps.stats import Sample, SeedGroup, Verdict
@@ -361,6 +361,32 @@ def _runs_row(listed: Listed) -> dict[str, RenderableType]:
     }
 
 
+def comparison(compared: Sequence[Compared]) -> Iterator[RenderableType]:
+    """Runs and sweeps in rows, with the settings that differ, and what can be said of them."""
+    differing = differences(compared)
+    rows = []
+    for index, each in enumerate(compared):
+        own = {f">{axis_name(key)}": format_value(v[index]) for key, v in differing.items()}
+        row = {"": MARKS.get(each.verdict, ""), "run": each.listed.run.name, **own}
+        row |= {
+            ">val acc": spread(each.group.acc),
+            ">95 % interval": interval(each.group.acc),
+            ">val loss": loss(each.group.loss.mean if each.group.loss else None),
+            ">test acc": percent(each.listed.figures.get("test/acc")),
+            ">runs": str(len(each.members)) * (len(each.members) > 1),
+            ">took": duration(each.listed.summary.get("seconds")),
+        }
+        rows.append(row)
+    verdicts = [each.verdict for each in compared]
+    best = verdicts.index("winner")
+    yield table(rows, marked=best if compared[best].group.acc else None)
+    if not differing:
+        yield "they differ in no setting"
+    words = {**LEGEND, "not judged": f"under {stats.MIN_SEEDS} seeds, or diverged: not judged"}
+    said = "; ".join(meaning for verdict, meaning in words.items() if verdict in verdicts)
+    yield f"★ is the best; {said} (95 % confidence over all pairs)"
+
+
 def run_page(run: RunDirectory, status: str, summary: Record) -> Iterator[RenderableType]:
     """All there is to say of one run or sweep of this status, part by part."""
     meta = run.meta()
@@ -387,26 +413,6 @@ def run_page(run: RunDirectory, status: str, summary: Record) -> Iterator[Render
     for record in records:
         mark = "   best" * (record["epoch"] == best.get("epoch"))
         yield epoch_line(record, len(records)) + mark
-
-
-def unusual_settings(run: RunDirectory) -> dict[str, Any]:
-    """The settings of a run that are not the default of their model, data set or optimizer.
-
-    None of a run whose config cannot be read.
-    """
-    try:
-        config, usual = run.config(), Config().resolved()
-    except UsageError:
-        return {}
-    unusual: dict[str, Any] = {}
-    for section in SECTIONS:
-        own = getattr(config, section)
-        name = getattr(own, "name", None)
-        if name != usual[section].get("name"):
-            unusual[f"{section}.name"] = name
-        changed = own.model_dump(mode="json", exclude_defaults=True, exclude_none=True)
-        unusual |= {f"{section}.{key}": item for key, item in changed.items() if key != "name"}
-    return unusual | {key: list(values) for key, values in config.sweep.items()}
 
 
 def prediction(image: str, probabilities: Mapping[str, float]) -> str:

@@ -96,14 +96,22 @@ def rank(trials: Sequence[Mapping[str, Any]], select: str = "acc") -> list[SeedG
             n_diverged=len(indices) - len(rows),
         )
 
-    def group_score(found: SeedGroup) -> tuple[int, tuple[float, float]]:
+    groups = [group(indices) for indices in members.values()]
+    return [groups[index] for index in ranked(groups, select)]
+
+
+def ranked(groups: Sequence[SeedGroup], select: str = "acc") -> list[int]:
+    """The order of groups, best first, as indices; ties in the order given."""
+
+    def group_score(index: int) -> tuple[int, tuple[float, float]]:
+        found = groups[index]
         means = {
             "val/acc": found.acc and found.acc.mean,
             "val/loss": found.loss and found.loss.mean,
         }
         return -found.n_diverged, selection_score(means, select)
 
-    return sorted(map(group, members.values()), key=group_score, reverse=True)
+    return sorted(range(len(groups)), key=group_score, reverse=True)
 
 
 def compare_with_winner(ranked: Sequence[SeedGroup], select: str = "acc") -> list[Verdict]:

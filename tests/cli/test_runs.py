@@ -6,6 +6,7 @@ import shutil
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -275,3 +276,87 @@ def test_what_trains_is_left_alone(argv: list[str], mnist: Mnist, trained: Path)
         ended = mnist("runs", argv[0], name, *argv[1:])
     assert (ended.code, "is being trained" in ended.err) == (1, True)
     assert (trained / name / "best.pt").is_file()
+
+
+# ----------------------------------------------------------------------------------------- compare
+
+
+def given_sweep(root: Path, name: str, overrides: list[str], accuracies: list[float]) -> None:
+    """A finished sweep over seeds with these accuracies."""
+    config = configs.load("mlp", overrides).config
+    seeds = tuple(range(len(accuracies)))
+    path = root / name
+    path.mkdir(parents=True)
+    swept = config.model_copy(update={"sweep": {"train.seed": seeds}})
+    (path / "sweep.yaml").write_text(configs.dump(swept))
+    trials = [
+        {"run": f"trials/{n:03d}", "status": "finished", "train.seed": n}
+        | {"val/loss": 1 - acc, "val/acc": acc, "seconds": 1.0}
+        for n, acc in enumerate(accuracies)
+    ]
+    best = trials[accuracies.index(max(accuracies))]
+    content = {"sweep": name, "status": "finished", "trials": trials, "best": best}
+    (path / "summary.json").write_text(json.dumps(content))
+    (path / "meta.json").write_text('{"status": "finished"}')
+
+
+def test_compare_says_which_means_can_be_told_apart(
+    mnist: Mnist, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    root = tmp_path / "runs"
+    given_sweep(root, "a", ["model.width=64"], [0.95, 0.96, 0.97])
+    given_sweep(root, "b", ["optimizer.lr=0.5"], [0.951, 0.961, 0.972])
+    given_sweep(root, "c", [], [0.5, 0.51, 0.52])
+    given_sweep(root, "d", [], [0.7, 0.7])
+    names = ["a", "b", "c", "d"]
+    document = mnist("runs", "compare", *names, "--json").json
+    found = {row["name"]: row["verdict"] for row in document["runs"]}
+    assert found == {"a": "tied", "b": "winner", "c": "worse", "d": "not judged"}
+    assert document["runs"][0]["val/acc"] == pytest.approx(0.96)
+    half = 4.302653 * 0.01 / 3**0.5  # the t-interval of three
+    assert document["runs"][0]["ci95_half_width"] == pytest.approx(half, rel=1e-5)
+    assert set(document["differs"]) == {"model.width", "optimizer.lr"}
+    assert document["differs"]["model.width"] == [64, 32, 32, 32]
+    lines = [line.split() for line in mnist("runs", "compare", *names).out.splitlines()]
+    marks = {line[1]: line[0] for line in lines if line[:1] in (["="], ["★"])}
+    assert marks.items() >= {"a": "=", "b": "★"}.items()
+    assert document["plot"] is None  # as no epochs are there to draw
+
+
+def test_settings_that_come_with_another_model_are_no_differences(
+    mnist: Mnist, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    other = shutil.copytree(trained / "mlp-0001", trained / "cnn-0001")
+    config = configs.load("cnn", ["model.channels=[4,4]", "optimizer=adam"]).config
+    (other / "config.yaml").write_text(configs.dump(config))
+    differs = mnist("runs", "compare", "mlp-0001", "cnn-0001", "--json").json["differs"]
+    assert differs["model.name"] == ["mlp", "cnn"]
+    assert differs["model.channels"] == [None, [4, 4]]
+    assert "model.activation" not in differs
+    assert "optimizer.betas" not in differs
+
+
+def test_compare_and_plot_draw_the_curves_of_all_into_one_picture(
+    mnist: Mnist, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from matplotlib.axes import Axes
+
+    monkeypatch.chdir(tmp_path)
+    drawn: list[str] = []
+    plot = Axes.plot
+
+    def spy(self: Axes, *args: Any, **options: Any) -> Any:
+        drawn.append(str(options.get("label")))
+        return plot(self, *args, **options)
+
+    monkeypatch.setattr(Axes, "plot", spy)
+    names = ["mlp-0001", "mlp-sweep-0001"]
+    assert "curves: compare.png" in mnist("runs", "compare", *names).out
+    assert set(drawn) == set(names)
+    assert mnist("plot", *names, "--out", "two.png").out == "two.png\n"
+    assert Path("two.png").read_bytes()[1:4] == b"PNG"
+    assert mnist("runs", "compare", names[0]).code == 2
+    assert mnist("plot", *names, "--out", "two.pdf").code == 2
+    assert "not judged" in mnist("runs", "compare", *names).out
