@@ -175,8 +175,8 @@ def plot(
     Of several, their curves in one picture.
     """
     _check_picture(output)
-    first, *rest = runs or [None]
-    folder, others = find_run(first, runs_dir), [find_run(name, runs_dir) for name in rest]
+    names: list[str | None] = [*runs] if runs else [None]
+    folder, *others = [find_run(name, runs_dir) for name in names]
 
     from mnist_cli.report import compare, plots
 
