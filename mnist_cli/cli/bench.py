@@ -55,7 +55,8 @@ def _parts(results: Mapping[str, Any]) -> "Iterator[RenderableType]":
 
     for work in results["works"]:
         yield "{experiment} {name}: {about}, batch {batch_size}, {optimizer}".format(**work)
-        yield tables.table([_row(variant) for variant in work["variants"]])
+        least = ("middle half", "processes x threads", "limit, µs", "µs per step")
+        yield tables.table([_row(variant) for variant in work["variants"]], least=least)
     machine = results["machine"]
     yield (
         "measured on {cpu} (cores: {cores}), device {device}, torch {torch} (threads: {threads}), "

@@ -44,7 +44,9 @@ def data_list(as_json: opt.Json = False) -> None:
     listing.append(("synthetic", "smooth shapes under noise, from a seed", "", "", "always"))
     listing.append(("folder, npz", "your own: a folder of pictures, a file of arrays", "", "", ""))
     heads = ("name", "what it is", ">train", ">test", "ready")
-    console().print(tables.table([dict(zip(heads, row, strict=True)) for row in listing]))
+    least = ("test", "train", "what it is")
+    table = tables.table([dict(zip(heads, row, strict=True)) for row in listing], least=least)
+    console().print(table)
     console().print(f"data directory: {data_dir()}")
 
 

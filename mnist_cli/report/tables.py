@@ -16,6 +16,7 @@ from rich.text import Text
 
 from mnist_cli.config import Config, MlpModel, Reference
 from mnist_cli.report.compare import Compared, differences
+from mnist_cli.report.fit import FittedTable
 from mnist_cli.report.listing import Listed, unusual_settings
 from mnist_cli.runs.store import RunDirectory
 from mnist_cli.sweeps import stats
@@ -34,13 +35,19 @@ LEGEND: dict[Verdict, str] = {
 }
 
 
-def table(rows: Sequence[Mapping[str, RenderableType]], marked: int | None = None) -> Table:
+def table(
+    rows: Sequence[Mapping[str, RenderableType]],
+    marked: int | None = None,
+    least: Sequence[str] = (),
+) -> Table:
     """A table whose columns are the keys of its rows; one row may be marked.
 
-    ">" before a key means numbers, on the right. A column of nothing and `-` is left out.
+    ">" before a key means numbers, on the right. A column of nothing and `-` is left out. Where
+    there is no room for all, those called `least` are left out first (see `FittedTable`).
     """
     columns = [key for key in rows[0] if any(row[key] not in ("", "-") for row in rows)]
-    made = Table(box=box.SIMPLE_HEAD)
+    made = FittedTable(box=box.SIMPLE_HEAD)
+    made.least = least
     for key in columns:
         made.add_column(key.lstrip(">"), justify="right" if key.startswith(">") else "left")
     for index, row in enumerate(rows):
@@ -244,7 +251,7 @@ def published(
             rows.append({"run": "the winner"} | row)
     if rows:
         yield f"published: {reference.source}"
-        yield table(rows)
+        yield table(rows, least=("difference", "published", "measured"))
 
 
 def _compared(
@@ -339,7 +346,8 @@ def plan_table(runs: Sequence[Mapping[str, Any]]) -> Table:
 
 def runs_table(found: Sequence[Listed]) -> Table:
     """The runs there are, at least one."""
-    return table([_runs_row(listed) for listed in found])
+    least = ("note", "tags", "took", "started", "epochs", "test acc", "data", "status")
+    return table([_runs_row(listed) for listed in found], least=least)
 
 
 def _runs_row(listed: Listed) -> dict[str, RenderableType]:
