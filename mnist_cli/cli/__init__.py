@@ -14,7 +14,7 @@ from typer.core import TyperCommand, TyperOption
 
 from mnist_cli import __version__
 from mnist_cli.cli import bench, checkpoints, configs, data, habits, runs, training
-from mnist_cli.cli.screen import outputs, print_error
+from mnist_cli.cli.screen import outputs, print_error, print_failure
 from mnist_cli.errors import UsageError
 from mnist_cli.runs import interrupts
 
@@ -70,7 +70,8 @@ def run_command(argv: Sequence[str]) -> int:
     Returns:
         The exit code.
     """
-    debug = "--debug" in argv
+    debug, as_json = "--debug" in argv, "--json" in argv
+    interrupted = "interrupted: everything that was finished is saved"
     with outputs(), interrupts.restored():
         try:
             code = app(
@@ -81,13 +82,21 @@ def run_command(argv: Sequence[str]) -> int:
         except interrupts.Terminated:
             code = 143
         except SystemExit as ended:
-            return ended.code if isinstance(ended.code, int) else 1
+            code = ended.code if isinstance(ended.code, int) else 1
+            if as_json and code:
+                print_failure(code, interrupted)
+            return code
         except Exception as error:  # noqa: BLE001 - the last line of defence against a traceback
             if debug:
                 traceback.print_exc()
-            return print_error(error)
+            known = print_error(error)
+            if as_json:
+                print_failure(known.exit_code, known.message, known.hint)
+            return known.exit_code
         if code in (130, 143):
-            print("interrupted: everything that was finished is saved", file=sys.stderr)
+            print(interrupted, file=sys.stderr)
+            if as_json:
+                print_failure(code, interrupted)
         return code if isinstance(code, int) else 0
 
 

@@ -49,7 +49,7 @@ def evaluate(
         note("note: these images are not those that it was trained with, or have changed since")
     loss, accuracy, count = evaluate(state, settings, split, datasets)
     figures = {"n": count, "loss": loss, "acc": accuracy}
-    document = {"checkpoint": str(path), "data": data.name, "split": split, **figures}
+    document = {"checkpoint": str(path.absolute()), "data": data.name, "split": split, **figures}
     about = f"{count:,} images, {data.name} {data.split} split"
     words = f"{split} accuracy {tables.percent(accuracy)}, loss {tables.loss(loss)} ({about})"
     screen.print_result(as_json, document, words)
@@ -83,7 +83,7 @@ def predict(
     rows: list[dict[str, Any]] = []
     readable = []
     for image in images:
-        rows.append({"image": str(image)})
+        rows.append({"image": str(image.absolute())})
         try:
             readable.append((rows[-1], pictures.prepare(image, settings.data.name, shape)))
         except UsageError as error:
@@ -95,7 +95,7 @@ def predict(
     for (row, _), found in zip(readable, predicted, strict=True):
         top = max(found, key=found.__getitem__)
         row |= {"class": top, "probability": found[top], "probabilities": found}
-        parts.append(tables.prediction(row["image"], found))
+        parts.append(tables.prediction(str(image), found))
     screen.print_result(as_json, rows, *parts)
     if len(readable) < len(images):
         raise typer.Exit(UsageError.exit_code)

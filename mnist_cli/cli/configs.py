@@ -7,10 +7,11 @@ import typer
 
 from mnist_cli import config as configs
 from mnist_cli.cli.options import ConfigOption, Json, Overrides
-from mnist_cli.cli.screen import console, print_error, print_json
+from mnist_cli.cli.screen import console, human_console, print_error, print_json, print_result
 from mnist_cli.config.presets import SCHEMA_LINE, description, find_preset, presets
 from mnist_cli.data import durable
 from mnist_cli.errors import MnistError, UsageError
+from mnist_cli.runs import documents
 
 app = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help="Show, check, copy configs.")
 
@@ -28,32 +29,54 @@ def config_list(as_json: Json = False) -> None:
 
 
 @app.command("show")
-def config_show(overrides: Overrides = None, config: ConfigOption = None) -> None:
+def config_show(
+    overrides: Overrides = None, config: ConfigOption = None, as_json: Json = False
+) -> None:
     """Show the whole config, with every default filled in: a config that means the same."""
-    print(configs.dump(configs.load(config, overrides or ()).config), end="")
+    shown = configs.load(config, overrides or ()).config
+    if as_json:
+        print_json(shown.resolved())
+    else:
+        print(configs.dump(shown), end="")
 
 
 @app.command("check")
 def config_check(
     files: Annotated[list[str], typer.Argument(metavar="FILE|NAME...", help="Configs to check.")],
+    as_json: Json = False,
 ) -> None:
     """Say of each config what is wrong with it, all at once."""
-    broken = 0
+    rows: list[dict[str, str | None]] = []
     for file in files:
+        rows.append({"config": file, "error": None})
         try:
             configs.load(file)
-            print(f"{file}: ok")
+            human_console(as_json).print(f"{file}: ok")
         except MnistError as error:
-            broken += 1
             print_error(error)
-    if broken:
+            rows[-1]["error"] = error.message
+    if as_json:
+        print_json(rows)
+    if broken := sum(row["error"] is not None for row in rows):
         raise UsageError(f"{broken} of {len(files)} configs cannot be used")
 
 
 @app.command("schema")
-def config_schema() -> None:
-    """The JSON Schema of a config, for editors."""
-    print_json(configs.json_schema())
+def config_schema(
+    document: Annotated[
+        str,
+        typer.Option("--for", metavar="WHAT", help="A command with --json, or error [config]."),
+    ] = "config",
+    as_json: Json = False,  # noqa: ARG001 - it is JSON anyway
+) -> None:
+    """Print the JSON Schema of a config, for editors, or of what a command prints as JSON."""
+    if document == "config":
+        print_json(configs.json_schema())
+    elif document in documents.PRINTED:
+        print_json(documents.json_schema(document))
+    else:
+        there_are = ", ".join(("config", *documents.PRINTED))
+        raise UsageError(f"--for {document}: no schema of it", f"there are: {there_are}")
 
 
 @app.command("copy")
@@ -62,6 +85,7 @@ def config_copy(
     target: Annotated[
         Path | None, typer.Argument(metavar="[FILE]", help="Where to [NAME.yaml here].")
     ] = None,
+    as_json: Json = False,
 ) -> None:
     """Copy a shipped config, to be changed."""
     preset = find_preset(name)
@@ -76,4 +100,5 @@ def config_copy(
         durable.replace(path, text.encode())
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror}", elsewhere) from error
-    print(f"{path}: a copy of {preset.stem}; train it with: mnist train --config {path}")
+    said = f"{path}: a copy of {preset.stem}; train it with: mnist train --config {path}"
+    print_result(as_json, {"path": str(path.absolute())}, said)

@@ -7,7 +7,7 @@ import typer
 
 from mnist_cli import config as configs
 from mnist_cli.cli import options as opt
-from mnist_cli.cli.screen import console, print_json
+from mnist_cli.cli.screen import console, human_console, print_json, print_result
 from mnist_cli.data.catalog import DATASETS
 from mnist_cli.errors import UsageError
 from mnist_cli.runs import interrupts
@@ -57,6 +57,7 @@ def data_fetch(
         Path | None, typer.Option("--from", metavar="DIR", help="A folder with the files you have.")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Fetch even what is there.")] = False,
+    as_json: opt.Json = False,
 ) -> None:
     """Fetch a data set, check every byte of it and make it ready."""
     from mnist_cli.data.prepared import fetch
@@ -64,7 +65,7 @@ def data_fetch(
     _known_data(name)
     interrupts.listen()
     path = fetch(name, source_dir=source, force=force, report=console(stderr=True).print)
-    print(f"{name}: ready: {path}")
+    print_result(as_json, {"name": name, "path": str(path.absolute())}, f"{name}: ready: {path}")
 
 
 @app.command("verify")
@@ -73,6 +74,7 @@ def data_verify(
         list[str] | None,
         typer.Argument(metavar="[NAME]...", help="Which; all there are, if not given."),
     ] = None,
+    as_json: opt.Json = False,
 ) -> None:
     """Check every byte of the data that is there."""
     from mnist_cli.data.prepared import find, verify
@@ -80,10 +82,10 @@ def data_verify(
     for name in names or ():
         _known_data(name)
     chosen = names or [name for name in DATASETS if find(name)]
-    for name in chosen:
-        print(f"{name}: {'verified' if verify(name) else UNPUBLISHED}")
-    if not chosen:
-        print("no data is there yet; `mnist data fetch mnist` gets some")
+    rows = [{"name": name, "published": verify(name)} for name in chosen]
+    lines = [f"{row['name']}: {'verified' if row['published'] else UNPUBLISHED}" for row in rows]
+    none = "no data is there yet; `mnist data fetch mnist` gets some"
+    print_result(as_json, rows, *(lines or [none]))
 
 
 @app.command("show")
@@ -102,8 +104,9 @@ def data_show(
         bool, typer.Option("--augment", help="Beside each, what training sees in its place.")
     ] = False,
     output: Annotated[
-        Path | None, typer.Option("--out", metavar="FILE", help="The PNG; default: NAME-SPLIT.png.")
+        Path | None, typer.Option("--out", metavar="FILE", help="The PNG [NAME-SPLIT.png].")
     ] = None,
+    as_json: opt.Json = False,
 ) -> None:
     """Draw the first images of a split, each with its label."""
     words = [text if "=" in text else f"data.name={text}" for text in overrides or ()]
@@ -135,11 +138,11 @@ def data_show(
         plots.image_grid(picture, title, grid.flatten(0, 1).numpy(), captions, 1 + AUGMENTED)
     else:
         plots.image_grid(picture, title, pixels, labels)
-    terminal = console()
+    terminal = human_console(as_json)
     if terminal.is_terminal and not terminal.no_color:
         terminal.print(tables.image_row(pixels, labels, terminal.width))
-    print(f"{title}: {' '.join(labels)}")
-    print(picture)
+    document = {"path": str(picture.absolute()), "split": split, "labels": labels}
+    print_result(as_json, document, f"{title}: {' '.join(labels)}", str(picture))
 
 
 def _known_data(name: str) -> None:

@@ -64,7 +64,7 @@ def runs_list(
 
 
 def _listed_document(listed: "Listed") -> dict[str, Any]:
-    named = {"name": listed.run.name, "path": str(listed.run.path)}
+    named = {"name": listed.run.name, "path": str(listed.run.path.absolute())}
     facts = {key: listed.value(key) for key in ("started", "tags", "note")}
     found = {"status": listed.status, "settings": listed.settings, "figures": listed.figures}
     return named | dict(listed.summary) | facts | found

@@ -41,6 +41,7 @@ class Output:
     def __init__(self, stream: TextIO, *, escaped: bool = True) -> None:
         self._stream = stream
         self._escaped = escaped
+        self.written = False  # whether anything was
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
@@ -51,6 +52,7 @@ class Output:
 
     def write(self, text: str) -> int:
         """Writes text; returns its length."""
+        self.written = True
         self._attempt(lambda: self._stream.write(printable(text) if self._escaped else text))
         return len(text)
 
@@ -146,20 +148,27 @@ def resume_command(folder: store.RunDirectory) -> str:
     return f"mnist resume {shlex.quote(str(folder.path))}"
 
 
-def print_error(error: Exception) -> int:
-    """Prints an error as a user sees it; returns its exit code."""
+def print_failure(code: int, message: str, hint: str | None = None) -> None:
+    """The document of a `--json` that failed, unless there is one that says how far it came."""
+    if not getattr(sys.stdout, "written", False):
+        print_json({"error": {"code": code, "message": message, "hint": hint}})
+
+
+def print_error(error: Exception) -> MnistError:
+    """Prints an error as a user sees it; returns it as what it is to a user."""
     known = _explained(error)
     # The problems of a config each come with their place, so each stands as it is; and a group of
     # commands alone shows its help.
     whole = isinstance(known, ConfigError) or known.message.startswith("Usage:")
     print(known.message if whole else f"error: {known.message}", file=sys.stderr)
-    if hint := known.hint or habits.hint(error):
-        print(f"hint: {hint}", file=sys.stderr)
-    return known.exit_code
+    if known.hint:
+        print(f"hint: {known.hint}", file=sys.stderr)
+    return known
 
 
 def _explained(error: Exception) -> MnistError:
     if isinstance(error, MnistError):
+        error.hint = error.hint or habits.hint(error)
         return error
     if isinstance(error, typer.TyperException):
         text = error.format_message()

@@ -175,3 +175,59 @@ def read_json(kind: type[_T], path: Path) -> _T | None:
 @functools.cache  # takes some ten milliseconds, which commands that read none are spared
 def _validator(kind: Any) -> pydantic.TypeAdapter[Any]:
     return pydantic.TypeAdapter(kind)
+
+
+class Evaluation(TypedDict):
+    """What `eval` prints."""
+
+    checkpoint: str
+    data: str
+    split: Literal["train", "val", "test"]
+    n: int
+    loss: float | None
+    acc: float | None
+
+
+# What `predict` prints of a picture: what it is taken for, or why it cannot be read.
+Prediction = TypedDict(
+    "Prediction",
+    {
+        "image": Required[str],
+        "class": str,
+        "probability": float,
+        "probabilities": dict[str, float],
+        "error": str,
+    },
+    total=False,
+)
+
+
+class Failure(TypedDict):
+    """Why there is no other document."""
+
+    code: int
+    message: str
+    hint: str | None
+
+
+class FailureDocument(TypedDict):
+    """What every command prints for one that failed before it had anything to print."""
+
+    error: Failure
+
+
+PRINTED: dict[str, Any] = {
+    "train": Summary,
+    "sweep": Summary,
+    "resume": Summary,
+    "import": Summary,
+    "eval": Evaluation,
+    "predict": list[Prediction],
+    "error": FailureDocument,
+}
+"""What the commands print under `--json`."""
+
+
+def json_schema(command: str) -> dict[str, Any]:
+    """A JSON Schema of what a command of `PRINTED` prints; keys that it lacks may be there too."""
+    return _validator(PRINTED[command]).json_schema()

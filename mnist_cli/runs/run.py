@@ -234,7 +234,7 @@ def summary(run: Run) -> Summary:
         "seconds": round(run.seconds, 3),
         "precision": run.config.train.precision,
         "best": None,
-        "checkpoint": str(run.folder.best) if run.folder.best.exists() else None,
+        "checkpoint": str(run.folder.best.absolute()) if run.folder.best.exists() else None,
     }
     if run.status == "diverged":
         found["diverged"] = len(run.records)

@@ -137,7 +137,7 @@ class RunDirectory:
         if not summary:
             return {}
         summary["sweep" if self.is_sweep else "run"] = self.name
-        summary["checkpoint"] = str(self.best) if self.best.exists() else None
+        summary["checkpoint"] = str(self.best.absolute()) if self.best.exists() else None
         for index, trial in enumerate(summary.get("trials", ())):
             trial["run"] = self.trial(index).name
         best = summary.get("best")

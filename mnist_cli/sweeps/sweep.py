@@ -196,7 +196,7 @@ def summary(sweep: Sweep) -> Summary:
         "seconds": round(sweep.seconds, 3),
         "trials": rows,
         "best": None if best is None else {**rows[best], **sweep.test},  # type: ignore[typeddict-item]
-        "checkpoint": str(sweep.folder.best) if sweep.folder.best.exists() else None,
+        "checkpoint": str(sweep.folder.best.absolute()) if sweep.folder.best.exists() else None,
     }
 
 

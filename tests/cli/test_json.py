@@ -1,0 +1,99 @@
+"""What programs read: one document per command, errors included, as its schema has it."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+from PIL import Image
+
+from tests.cli.conftest import SMALL
+from tests.conftest import Mnist
+
+SWEPT = ("sweep", *SMALL, "--lrs", "1e-3,1e38", "optimizer=sgd", "--seeds", "2")
+
+
+def paths(document: Any) -> list[str]:
+    """All that look like paths of files in a document."""
+    if isinstance(document, dict | list):
+        items = document.values() if isinstance(document, dict) else document
+        return [path for item in items for path in paths(item)]
+    return [document] if isinstance(document, str) and document.endswith((".pt", ".png")) else []
+
+
+@pytest.mark.parametrize("line", ["train", "sweep", "resume", "import", "eval", "predict"])
+def test_a_document_is_as_its_schema_says_and_its_paths_are_absolute(
+    line: str, mnist: Mnist, tmp_path: Path, trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MNIST_RUNS_DIR", os.path.relpath(trained))
+    Image.new("L", (28, 28)).save("a.png")
+    Path("b.png").touch()
+    commands = {
+        "train": ("train", *SMALL),
+        "sweep": SWEPT,
+        "resume": ("resume", "mlp-sweep-0001"),
+        "import": ("import", str(trained / "w.npz"), "model={name: logistic}"),
+        "eval": ("eval", "--checkpoint", "mlp-0001"),
+        "predict": ("predict", "a.png", "b.png", "--checkpoint", "mlp-0001"),
+    }
+    if line == "import":
+        np = pytest.importorskip("numpy")
+        np.savez(trained / "w.npz", W1=np.zeros((784, 10), "f4"), b1=np.zeros(10, "f4"))
+    document = mnist(*commands[line], "--json").json
+    schema = mnist("config", "schema", "--for", line).json
+    jsonschema.validate(document, schema)
+    assert paths(document)
+    assert all(map(os.path.isabs, paths(document)))
+    keys = schema.get("properties") or schema["$defs"]["Prediction"]["properties"]
+    first = document if isinstance(document, dict) else document[0]
+    assert first.keys() <= {*keys}  # none that the schema does not know
+
+
+@pytest.mark.parametrize(
+    ("line", "code", "hint"),
+    [
+        ("train --nme x", 2, "--help"),
+        ("train resume=True", 2, "mnist resume RUN"),
+        ("train optimizer.lr=-1", 2, None),
+        ("val", 2, "mnist eval"),
+        ("train", 4, "mnist data fetch"),
+        ("eval --checkpoint gone.pt", 5, "mnist runs list"),
+        ("runs show nothing", 2, "mnist runs list"),
+        ("data verify nothing", 2, "mnist"),
+        ("config schema --for nothing", 2, "predict"),
+    ],
+)
+def test_an_error_is_a_document_too(line: str, code: int, hint: str | None, mnist: Mnist) -> None:
+    ended = mnist(*line.split(), "--json")
+    assert ended.code == code
+    jsonschema.validate(ended.json, mnist("config", "schema", "--for", "error").json)
+    error = ended.json["error"]
+    assert error["code"] == code
+    assert error["message"].splitlines()[0] in ended.err
+    assert hint in error["hint"] if hint else error["hint"] is None
+
+
+def test_what_ends_badly_after_its_document_prints_no_other(mnist: Mnist) -> None:
+    ended = mnist("train", *SMALL, "optimizer={name: sgd, lr: 1e38}", "--json")
+    assert (ended.code, ended.json["status"]) == (1, "diverged")
+
+
+def test_every_command_that_shows_or_makes_something_has_a_document(
+    mnist: Mnist, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("bad.yaml").write_text("modle: 1\n")
+    assert mnist("config", "show", "cnn", "--json").json["model"]["name"] == "cnn"
+    checked = mnist("config", "check", "mlp", "bad.yaml", "--json")
+    assert checked.code == 2
+    assert [(row["config"], bool(row["error"])) for row in checked.json] == [
+        ("mlp", False), ("bad.yaml", True),
+    ]  # fmt: skip
+    assert mnist("config", "copy", "cnn", "--json").json == {"path": str(tmp_path / "cnn.yaml")}
+    assert mnist("data", "verify", "--json").json == []
+    shown = mnist("data", "show", "synthetic", "-n", "3", "--json").json
+    assert (shown["path"], len(shown["labels"])) == (str(tmp_path / "synthetic-train.png"), 3)
+    assert json.loads(mnist("config", "schema").out)["properties"]
