@@ -44,7 +44,8 @@ app = typer.Typer(
     add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Train small image classifiers from a YAML config, sweep settings, evaluate the best.",
-    epilog="--debug, anywhere on the command line, shows the traceback of an error.",
+    epilog="Anywhere on the command line, --quiet leaves results and errors alone, without "
+    "progress and notes, and --debug shows the traceback of an error.",
 )
 app.command("train")(training.train)
 app.command("sweep")(training.sweep)
@@ -70,12 +71,12 @@ def run_command(argv: Sequence[str]) -> int:
     Returns:
         The exit code.
     """
-    debug, as_json = "--debug" in argv, "--json" in argv
+    debug, as_json, quiet = (option in argv for option in ("--debug", "--json", "--quiet"))
     interrupted = "interrupted: everything that was finished is saved"
-    with outputs(), interrupts.restored():
+    with outputs(quiet=quiet), interrupts.restored():
         try:
             code = app(
-                habits.translated([argument for argument in argv if argument != "--debug"]),
+                habits.translated([word for word in argv if word not in ("--debug", "--quiet")]),
                 prog_name="mnist",
                 standalone_mode=False,
             )

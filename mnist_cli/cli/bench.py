@@ -29,11 +29,11 @@ def bench(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Measure what a training step costs on this machine; it takes two to three minutes.
+    """Measure what a training step costs on this machine.
 
-    The loop that tutorials write, `mnist` with one run and with stacks of them, and the limit: the
-    matrix products and the optimizer's arithmetic of the same step, and nothing else. On generated
-    images, so no data is needed.
+    It takes two to three minutes. What is measured is the loop that tutorials write, `mnist` with
+    one run and with stacks of them, and the limit: the matrix products and the optimizer's
+    arithmetic of the same step, and nothing else. On generated images, so no data is needed.
     """
     from rich.progress import Progress
 

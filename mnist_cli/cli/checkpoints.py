@@ -114,10 +114,11 @@ def import_weights(
     runs_dir: opt.RunsDir = None,
     as_json: opt.Json = False,
 ) -> None:
-    """Make weights trained elsewhere a checkpoint of the config's model; no code of them runs.
+    """Make a checkpoint of weights that were trained elsewhere.
 
-    Their names and shapes are the model's own; or W1 b1 W2 b2 ..., W of shape (inputs, outputs),
-    for a network of linear layers. If they want pixels of 0..255, add data.normalize=false.
+    No code of them runs. Their names and shapes are those of the config's model; or W1 b1 W2 b2
+    ..., W of shape (inputs, outputs), for a network of linear layers. If they want pixels of
+    0..255, add data.normalize=false.
     """
     loaded = configs.load(config, overrides or ())
     screen.print_notes(loaded)

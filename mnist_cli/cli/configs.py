@@ -18,7 +18,7 @@ app = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help="Show, check
 
 @app.command("list")
 def config_list(as_json: Json = False) -> None:
-    """The configs that come with mnist."""
+    """List the configs that come with mnist."""
     from mnist_cli.report import tables
 
     known = presets().items()
@@ -32,7 +32,7 @@ def config_list(as_json: Json = False) -> None:
 def config_show(
     overrides: Overrides = None, config: ConfigOption = None, as_json: Json = False
 ) -> None:
-    """Show the whole config, with every default filled in: a config that means the same."""
+    """Show a config with every default filled in."""
     shown = configs.load(config, overrides or ()).config
     if as_json:
         print_json(shown.resolved())
@@ -45,7 +45,7 @@ def config_check(
     files: Annotated[list[str], typer.Argument(metavar="FILE|NAME...", help="Configs to check.")],
     as_json: Json = False,
 ) -> None:
-    """Say of each config what is wrong with it, all at once."""
+    """Say all that is wrong with each config."""
     rows: list[dict[str, str | None]] = []
     for file in files:
         rows.append({"config": file, "error": None})
@@ -69,7 +69,7 @@ def config_schema(
     ] = "config",
     as_json: Json = False,  # noqa: ARG001 - it is JSON anyway
 ) -> None:
-    """Print the JSON Schema of a config, for editors, or of what a command prints as JSON."""
+    """Print the JSON Schema of a config, or of what --json prints."""
     if document == "config":
         print_json(configs.json_schema())
     elif document in documents.PRINTED:

@@ -25,7 +25,7 @@ DataName = Annotated[str, typer.Argument(metavar="NAME", help="A data set: `mnis
 
 @app.command("list")
 def data_list(as_json: opt.Json = False) -> None:
-    """The data sets, and which of them are ready."""
+    """List the data sets, and which of them are ready."""
     from mnist_cli.data.prepared import data_dir, find
     from mnist_cli.report import tables
 

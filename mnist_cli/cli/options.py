@@ -1,15 +1,40 @@
 """The options that several commands share, each the flag of one setting or of one place."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from typer import Argument, Option
 
 from mnist_cli.config import Flag
 
+# The settings that flags stand for; of the last two, values to sweep.
+KEYS = {
+    "lr": "optimizer.lr",
+    "epochs": "train.epochs",
+    "batch_size": "data.batch_size",
+    "seed": "train.seed",
+    "device": "train.device",
+    "name": "name",
+    "lrs": "optimizer.lr",
+    "seeds": "train.seed",
+    "path": "data.path",
+}
+
+
+def _setting(flag: str, metavar: str, what: str) -> Any:
+    """The option that sets one setting of the config."""
+    key = KEYS[flag.strip("-").replace("-", "_")]
+    return Option(flag, metavar=metavar, help=f"{what} ({key}) [the config's].")
+
+
 ConfigOption = Annotated[
     str | None,
-    Option("--config", "-c", metavar="FILE|NAME", help="A YAML file or a shipped config [mlp]."),
+    Option(
+        "--config",
+        "-c",
+        metavar="FILE|NAME",
+        help="A YAML file, - for stdin, or a shipped config [mlp].",
+    ),
 ]
 Overrides = Annotated[
     list[str] | None,
@@ -18,25 +43,27 @@ Overrides = Annotated[
         help="A config, as for --config, and settings of it: model=cnn lr=0.1 model.depth=3.",
     ),
 ]
-Lr = Annotated[str | None, Option("--lr", metavar="X", help="optimizer.lr")]
-Epochs = Annotated[str | None, Option("--epochs", metavar="N", help="train.epochs")]
-BatchSize = Annotated[str | None, Option("--batch-size", metavar="N", help="data.batch_size")]
-Seed = Annotated[str | None, Option("--seed", metavar="N", help="train.seed")]
+Lr = Annotated[str | None, _setting("--lr", "X", "Learning rate")]
+Epochs = Annotated[str | None, _setting("--epochs", "N", "Passes over the images")]
+BatchSize = Annotated[str | None, _setting("--batch-size", "N", "Images in a step")]
+Seed = Annotated[str | None, _setting("--seed", "N", "Seed of all that is random")]
 Seeds = Annotated[
     str | None,
     Option("--seeds", metavar="N|LIST", help="How many seeds (0, 1, ...), or which: 3,7 or 1..5."),
 ]
 Device = Annotated[
-    str | None, Option("--device", metavar="D", help="train.device: auto, cpu, cuda, cuda:N")
+    str | None,
+    Option("--device", metavar="D", help="auto, cpu, cuda or cuda:N (train.device) [auto]."),
 ]
 Name = Annotated[
-    str | None, Option("--name", metavar="NAME", help="What the run's folder is called.")
+    str | None,
+    Option("--name", metavar="NAME", help="What the run's folder is called [as the config]."),
 ]
 RunsDir = Annotated[
     Path | None,
     Option("--runs-dir", metavar="DIR", help="Where runs are kept [$MNIST_RUNS_DIR or runs]."),
 ]
-Json = Annotated[bool, Option("--json", help="One JSON document on stdout.")]
+Json = Annotated[bool, Option("--json", help="One JSON document on stdout, errors included.")]
 Fuse = Annotated[
     Literal["on", "off"],
     Option("--fuse", help="Whether runs that can train as one stack do."),
@@ -58,20 +85,6 @@ RunArguments = Annotated[
     Argument(metavar="[RUN]...", help="Runs or sweeps: name, folder or checkpoint [the newest]."),
 ]
 SplitName = Literal["train", "val", "test"]
-
-
-# The settings that flags stand for; of the last two, values to sweep.
-KEYS = {
-    "lr": "optimizer.lr",
-    "epochs": "train.epochs",
-    "batch_size": "data.batch_size",
-    "seed": "train.seed",
-    "device": "train.device",
-    "name": "name",
-    "lrs": "optimizer.lr",
-    "seeds": "train.seed",
-    "path": "data.path",
-}
 
 
 def given(**options: str | None) -> list[Flag]:

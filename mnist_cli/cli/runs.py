@@ -10,7 +10,14 @@ from typer import Argument, Option
 
 from mnist_cli import config as configs
 from mnist_cli.cli.options import Json, RunArgument, RunArguments, RunsDir, SplitName
-from mnist_cli.cli.screen import checkpoint_lines, console, find_run, print_json, print_result
+from mnist_cli.cli.screen import (
+    checkpoint_lines,
+    console,
+    find_run,
+    human_console,
+    print_json,
+    print_result,
+)
 from mnist_cli.errors import UsageError
 from mnist_cli.runs import interrupts, manage, store
 
@@ -41,7 +48,7 @@ def runs_list(
     runs_dir: RunsDir = None,
     as_json: Json = False,
 ) -> None:
-    """Every run and sweep in the runs directory, the newest first.
+    """List every run and sweep, the newest first.
 
     --sort: accuracies from the highest, anything else from the lowest. --filter: comparisons by =
     != < <= > >=, joined by `and`.
@@ -72,7 +79,7 @@ def _listed_document(listed: "Listed") -> dict[str, Any]:
 
 @app.command("show")
 def runs_show(run: RunArgument = None, runs_dir: RunsDir = None, as_json: Json = False) -> None:
-    """One run or sweep: what was asked that is not the default, and what was measured."""
+    """Show what a run or sweep was asked and what came of it."""
     from mnist_cli.report import listing, tables
 
     folder = find_run(run, runs_dir)
@@ -99,9 +106,9 @@ def runs_compare(
     runs_dir: RunsDir = None,
     as_json: Json = False,
 ) -> None:
-    """Runs and sweeps side by side: settings that differ, figures, and whether they can be told.
+    """Show runs and sweeps side by side: settings, figures, verdicts.
 
-    A sweep stands for its winner, over its seeds. Their curves are drawn into one picture.
+    Of the settings, those that differ; the verdict is whether they can be told apart. A sweep stands for its winner, over its seeds. Their curves are drawn into one picture.
     """
     if len(runs) < 2:
         raise UsageError("there is nothing to compare it with", "name two runs or more")
@@ -111,7 +118,11 @@ def runs_compare(
     compared = compare.compare([find_run(name, runs_dir) for name in runs])
     drawn = str(output) if plots.overlay(output, compared) else None
     differing = compare.differences(compared)
-    document = {"runs": [each.document for each in compared], "differs": differing, "plot": drawn}
+    document = {
+        "runs": [each.document for each in compared],
+        "differs": differing,
+        "plot": drawn and str(output.absolute()),
+    }
     parts = [*tables.comparison(compared), *([f"curves: {drawn}"] if drawn else [])]
     print_result(as_json, document, *parts)
 
@@ -122,7 +133,7 @@ def runs_note(
     text: Annotated[str, Argument(metavar="TEXT", help="What to say of it; '' removes the note.")],
     runs_dir: RunsDir = None,
 ) -> None:
-    """Keep a note with a run or a sweep; the list shows it."""
+    """Keep a note with a run or sweep, which the list shows."""
     manage.annotate(store.find(store.runs_root(runs_dir), run), text)
 
 
@@ -133,7 +144,10 @@ def runs_tag(
     remove: Annotated[bool, Option("--remove", help="Remove these tags.")] = False,
     runs_dir: RunsDir = None,
 ) -> None:
-    """Add tags to a run or a sweep; `runs list --filter tags=WORD` finds it by them."""
+    """Add tags to a run or sweep.
+
+    `runs list --filter tags=WORD` finds it by them.
+    """
     manage.tag(store.find(store.runs_root(runs_dir), run), words, remove=remove)
 
 
@@ -142,8 +156,9 @@ def runs_rm(
     runs: Annotated[list[str], Argument(metavar="RUN...", help="Runs or sweeps.")],
     yes: Annotated[bool, Option("--yes", "-y", help="Do not ask.")] = False,
     runs_dir: RunsDir = None,
+    as_json: Json = False,
 ) -> None:
-    """Remove runs or sweeps with all that is in their folders, after asking.
+    """Remove runs or sweeps and all in their folders, after asking.
 
     A run that trains is refused, and nothing is removed through a link.
     """
@@ -161,7 +176,9 @@ def runs_rm(
             raise typer.Exit(1)
     for folder in folders:
         manage.remove(folder)
-        print(f"removed: {folder.path}")
+        human_console(as_json).print(f"removed: {folder.path}")
+    if as_json:
+        print_json([str(folder.path.absolute()) for folder in folders])
 
 
 def plot(
@@ -169,10 +186,11 @@ def plot(
     split: Annotated[SplitName, Option("--split", help="Whose mistakes to show.")] = "val",
     output: Picture = Path("compare.png"),
     runs_dir: RunsDir = None,
+    as_json: Json = False,
 ) -> None:
-    """Draw all pictures of a run or sweep anew: curves, and its best checkpoint's mistakes.
+    """Draw all pictures of a run or sweep anew.
 
-    Of several, their curves in one picture.
+    They are its curves, and the mistakes of its best checkpoint. Of several, their curves in one picture.
     """
     _check_picture(output)
     names: list[str | None] = [*runs] if runs else [None]
@@ -181,8 +199,8 @@ def plot(
     from mnist_cli.report import compare, plots
 
     if others:
-        if plots.overlay(output, compare.compare([folder, *others])):
-            print(output)
+        drawn = [output] if plots.overlay(output, compare.compare([folder, *others])) else []
+        print_result(as_json, [str(path.absolute()) for path in drawn], *map(str, drawn))
         return
 
     from mnist_cli.runs import checkpoint as checkpoints
@@ -197,8 +215,7 @@ def plot(
         seen = classify(state, settings, split, Datasets(console(stderr=True).print))
         title = f"{folder.name}, epoch {state.epoch}, {split} images of {settings.data.name}"
         drawn += plots.mistaken(folder.plots, title, split, seen)
-    for path in drawn:
-        print(path)
+    print_result(as_json, [str(path.absolute()) for path in drawn], *map(str, drawn))
 
 
 def _check_picture(path: Path) -> None:

@@ -42,6 +42,7 @@ class Output:
         self._stream = stream
         self._escaped = escaped
         self.written = False  # whether anything was
+        self.quiet = False
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
@@ -74,9 +75,10 @@ class Output:
 
 
 @contextmanager
-def outputs() -> Iterator[None]:
+def outputs(*, quiet: bool = False) -> Iterator[None]:
     """Makes an `Output` of stdout and of stderr while a command runs, also where they are closed.
 
+    If they are to be quiet, consoles of stderr print nothing; errors and warnings are printed.
     Characters that the encoding of stdout lacks become `?`; those of stderr are escaped anyway.
     """
     before = sys.stdout, sys.stderr
@@ -87,6 +89,7 @@ def outputs() -> Iterator[None]:
             cast("TextIO", Output(stream or opened.enter_context(Path(os.devnull).open("w"))))
             for stream in before
         )
+        cast("Output", sys.stderr).quiet = quiet
         try:
             yield
         finally:
@@ -101,7 +104,8 @@ def console(stderr: bool = False) -> "Console":
 
     stream = sys.stderr if stderr else sys.stdout
     file = stream.unescaped() if isinstance(stream, Output) else stream
-    return Terminal(file=file, highlight=False, markup=False, emoji=False)
+    quiet = stderr and getattr(stream, "quiet", False)
+    return Terminal(file=file, highlight=False, markup=False, emoji=False, quiet=quiet)
 
 
 def human_console(as_json: bool) -> "Console":

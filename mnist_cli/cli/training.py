@@ -46,7 +46,10 @@ def train(
     workers: opt.Workers = None,
     as_json: opt.Json = False,
 ) -> None:
-    """Train one run: what the config says, without its sweep; or the same with several seeds."""
+    """Train one run as the config says, or the same with several seeds.
+
+    What the config sweeps is left to `mnist sweep`.
+    """
     flags = opt.given(
         lr=lr, epochs=epochs, batch_size=batch_size, seed=seed, device=device, name=name
     )
@@ -91,7 +94,11 @@ def sweep(
     ] = False,
     as_json: opt.Json = False,
 ) -> None:
-    """Train every combination of the swept settings, rank them, and test the winner once."""
+    """Train all combinations of settings, rank them, test the winner.
+
+    Settings are swept by the config, by --lrs, --seeds and --grid, or as KEY=VALUE,VALUE. Only the
+    winner is measured on the test images, and once.
+    """
     flags = opt.given(epochs=epochs, batch_size=batch_size, device=device, name=name)
     axes = opt.given(lrs=lrs, seeds=seeds) + [Flag("--grid", None, text) for text in grid or ()]
     axes += [Flag("", None, text) for text in overrides or () if configs.gives_values(text)]
@@ -122,7 +129,7 @@ def resume(
     workers: opt.Workers = None,
     as_json: opt.Json = False,
 ) -> None:
-    """Go on with a run or a sweep that was interrupted, to the bits it would have come to.
+    """Go on with an interrupted run or sweep, to the same bits.
 
     Of a sweep, finished runs are kept, and the others go on or start. --epochs extends what is
     finished: the schedule goes on by its own rule, as if it had been asked for so many epochs from

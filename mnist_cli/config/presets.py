@@ -2,6 +2,8 @@
 
 import os
 import re
+import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 from mnist_cli.config.schema import meant
@@ -52,6 +54,8 @@ def find(config: str | None) -> tuple[Path, bool]:
     """
     if config is None:
         return find_preset(DEFAULT), True
+    if config == "-" and sys.stdin:
+        return Path("stdin"), False
     if os.path.isfile(config):  # noqa: PTH113 - a Path's raises
         return Path(config), False
     lead = f"no config {config!r}: {Path(config).absolute()} is no file, and "
@@ -69,13 +73,13 @@ def read(path: Path, name: str) -> str:
 
     Args:
         path: a regular file.
-        name: what error messages call it.
+        name: what error messages call it; `-` is standard input, whatever the path.
 
     Raises:
         UsageError: it cannot be read, or is larger than any config.
     """
     try:
-        with path.open("rb") as file:
+        with nullcontext(sys.stdin.buffer) if name == "-" else path.open("rb") as file:
             data = file.read(MAX_BYTES + 1)
     except OSError as error:
         raise UsageError(f"{name} cannot be read: {error.strerror}") from error

@@ -109,7 +109,7 @@ class _Bar(Progress):
             transient=True,
             redirect_stdout=False,
             redirect_stderr=False,
-            disable=not console.is_terminal,
+            disable=console.quiet or not console.is_terminal,
         )
 
     def get_renderables(self) -> Iterable[RenderableType]:

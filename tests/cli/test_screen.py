@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from mnist_cli.errors import printable
 from mnist_cli.report.tables import table
 from mnist_cli.runs.store import RunDirectory
 from tests.cli.conftest import SMALL
+from tests.conftest import Mnist
 
 # Colours, the clipboard (OSC 52), a C1 control sequence, text turned round, and a return.
 HOSTILE = "a\x1b[31mb\x1b]52;c;ZXZpbA==\x07c\x9b2Jd\u202ee\u2066f\rg"
@@ -104,3 +106,35 @@ def test_no_command_prints_what_a_terminal_acts_on(
         captured = capsys.readouterr()
         found = HARMFUL & set(captured.out + captured.err)
         assert not found, (argv, found)
+
+
+@pytest.mark.parametrize("group", ["", "runs", "config", "data"])
+def test_what_a_command_does_is_said_in_a_whole_sentence(
+    group: str, mnist: Mnist, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    commands = mnist(*group.split(), "--help").out.partition("Commands:\n")[2].split("\n\n")[0]
+    lines = commands.strip("\n").split("\n")
+    assert len(lines) >= 2
+    assert all(re.fullmatch(r"  \w+ +[A-Z].*[^.]\.", line) for line in lines), commands
+
+
+def test_quiet_leaves_results_and_errors(mnist: Mnist, trained: Path) -> None:
+    loud, quiet = (mnist("train", *SMALL, *words) for words in ((), ("--quiet",)))
+    assert "epoch 2/2" in loud.err
+    assert (quiet.code, quiet.err) == (0, "")
+    assert "best checkpoint: " in quiet.out
+    assert mnist("train", *SMALL, "--quiet", "--json").err == ""
+    assert "unknown setting" in mnist("--quiet", "train", "modle=1").err
+
+
+def test_a_config_comes_from_stdin(mnist: Mnist, monkeypatch: pytest.MonkeyPatch) -> None:
+    def given(text: str) -> None:
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
+
+    given("optimizer: {lr: 0.5}\n")
+    assert "lr: 0.5" in mnist("config", "show", "-c", "-").out
+    given("optimizer: {lr: -1}\n")
+    assert mnist("train", "-").err.startswith("-:1:17: optimizer.lr")
+    monkeypatch.setattr(sys, "stdin", None)  # it is closed
+    assert mnist("train", "-").code == 2
