@@ -1,6 +1,5 @@
 """`mnist runs` and `mnist plot`: looking at what was trained."""
 
-import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,6 +16,7 @@ from mnist_cli.cli.screen import (
     human_console,
     print_json,
     print_result,
+    run_argument,
 )
 from mnist_cli.errors import UsageError
 from mnist_cli.runs import interrupts, manage, store
@@ -93,10 +93,7 @@ def runs_show(run: RunArgument = None, runs_dir: RunsDir = None, as_json: Json =
     if summary.get("checkpoint"):
         print("\n".join(checkpoint_lines(summary["checkpoint"])))
     if status in ("dead", "interrupted"):
-        owner = folder.owner
-        known = runs_dir is None and owner.path == store.runs_root(None) / owner.name
-        name = shlex.quote(owner.name if known else str(owner.path))
-        print(f"to go on:       mnist resume {name}")
+        print(f"to go on:       mnist resume {run_argument(folder.owner)}")
 
 
 @app.command("compare")

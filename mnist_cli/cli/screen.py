@@ -147,6 +147,12 @@ def checkpoint_lines(path: Path | str) -> tuple[str, str]:
     return f"best checkpoint: {path}", f"to evaluate it:  {measure}"
 
 
+def run_argument(folder: store.RunDirectory) -> str:
+    """What a command calls a run: its name, if that finds it, else its folder."""
+    known = folder.path == store.runs_root(None) / folder.name
+    return shlex.quote(folder.name if known else str(folder.path))
+
+
 def resume_command(folder: store.RunDirectory) -> str:
     """The command that goes on with a run."""
     return f"mnist resume {shlex.quote(str(folder.path))}"

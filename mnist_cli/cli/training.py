@@ -333,12 +333,17 @@ def _show_outcome(
         parts = [*parts, *tables.published(reference, measured, winner or {})]
     if summary["best"]:
         took = f"{tables.duration(trained.seconds)} in all"
-        parts = [*parts, took, *screen.checkpoint_lines(trained.folder.best)]
+        made = f"report:          mnist report {screen.run_argument(trained.folder)}"
+        parts = [*parts, took, *screen.checkpoint_lines(trained.folder.best), made]
     screen.print_result(session.as_json, summary, *parts)
     try:  # last: by now the figures are on the screen
-        session.draw(trained.folder)
+        pictures = session.draw(trained.folder)
     except Exception as error:  # noqa: BLE001 - whatever it is, the run is finished and saved
         print(f"warning: the pictures could not be drawn: {error}", file=sys.stderr)
+        return
+    if pictures:
+        named = f"pictures:        {', '.join(map(str, pictures))}"
+        screen.human_console(session.as_json).print(named)
 
 
 def _show_plan(trials: Sequence[Trial], as_json: bool) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from mnist_cli.errors import RunError, in_words
 from mnist_cli.runs.store import RunDirectory
 
-Draw = Callable[[RunDirectory], object]
+Draw = Callable[[RunDirectory], list[Path]]  # returns the pictures
 
 
 @contextmanager
@@ -37,7 +37,8 @@ def serve() -> None:
 
     if line := sys.stdin.readline():
         try:
-            plots.draw(RunDirectory(Path(json.loads(line))))
+            drawn = plots.draw(RunDirectory(Path(json.loads(line))))
+            sys.stdout.write(json.dumps([str(path) for path in drawn]))
         except Exception as error:  # noqa: BLE001 - whatever it is, the parent says it
             sys.exit(in_words(error))
 
@@ -47,20 +48,26 @@ def _start() -> subprocess.Popen[str] | None:
     pipe = subprocess.PIPE
     try:
         return subprocess.Popen(  # noqa: S603
-            [sys.executable, "-c", code], stdin=pipe, stderr=pipe, text=True, start_new_session=True
+            [sys.executable, "-c", code],
+            stdin=pipe,
+            stdout=pipe,
+            stderr=pipe,
+            text=True,
+            start_new_session=True,
         )
     except OSError:
         return None
 
 
-def _draw_there(process: subprocess.Popen[str], folder: RunDirectory) -> None:
-    _, said = process.communicate(json.dumps(str(folder.path)) + "\n")
+def _draw_there(process: subprocess.Popen[str], folder: RunDirectory) -> list[Path]:
+    drawn, said = process.communicate(json.dumps(str(folder.path)) + "\n")
     if process.returncode:
         last = said.strip().rpartition("\n")[2]
         raise RunError(last or f"exit code {process.returncode}")
+    return [Path(path) for path in json.loads(drawn)]
 
 
-def _draw_here(folder: RunDirectory) -> None:
+def _draw_here(folder: RunDirectory) -> list[Path]:
     from mnist_cli.report import plots  # noqa: PLC0415
 
-    plots.draw(folder)
+    return plots.draw(folder)

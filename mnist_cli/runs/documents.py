@@ -202,6 +202,13 @@ Prediction = TypedDict(
 )
 
 
+class ReportFile(TypedDict):
+    """What `report` prints: the run and its page."""
+
+    run: str
+    report: str
+
+
 class Failure(TypedDict):
     """Why there is no other document."""
 
@@ -223,6 +230,7 @@ PRINTED: dict[str, Any] = {
     "import": Summary,
     "eval": Evaluation,
     "predict": list[Prediction],
+    "report": ReportFile,
     "error": FailureDocument,
 }
 """What the commands print under `--json`."""

@@ -4,7 +4,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, cast
@@ -74,6 +74,12 @@ class MetricsLog:
         if extra:
             os.truncate(path, log._length)
         return log, read_records(kept, path), len(extra)
+
+
+def figures_of(records: "Sequence[Record]", final: Mapping[str, float], metric: str) -> list[float]:
+    """A metric epoch by epoch; the last one measured with the final weights, if it was."""
+    found = [float(record[metric]) for record in records if metric in record]  # type: ignore[literal-required]
+    return [*found[:-1], final[metric]] if metric in final else found
 
 
 def read_records(content: bytes, path: Path) -> "list[Record]":

@@ -21,7 +21,7 @@ from mnist_cli.runs import checkpoint as checkpoints
 from mnist_cli.runs import interrupts
 from mnist_cli.runs.checkpoint import Checkpoint
 from mnist_cli.runs.documents import Meta, Row, Status, Summary, new_meta, now, write_json
-from mnist_cli.runs.metrics import MetricsLog
+from mnist_cli.runs.metrics import MetricsLog, figures_of
 from mnist_cli.runs.selection import selection_score
 from mnist_cli.runs.stopping import stop_reason
 from mnist_cli.runs.store import RunDirectory, held, refuse_link
@@ -69,8 +69,7 @@ class Run:
 
     def figures(self, metric: str) -> list[float]:
         """A metric epoch by epoch; the last one measured with the final weights, if it was."""
-        found = [float(record[metric]) for record in self.records if metric in record]  # type: ignore[literal-required]
-        return [*found[:-1], self.final[metric]] if metric in self.final else found
+        return figures_of(self.records, self.final, metric)
 
     def record_of(self, epoch: int | None) -> Record | None:
         """The record of an epoch, if it is there."""
