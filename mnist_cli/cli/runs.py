@@ -105,7 +105,8 @@ def runs_compare(
 ) -> None:
     """Show runs and sweeps side by side: settings, figures, verdicts.
 
-    Of the settings, those that differ; the verdict is whether they can be told apart. A sweep stands for its winner, over its seeds. Their curves are drawn into one picture.
+    Of the settings, those that differ; the verdict is whether they can be told apart. A sweep
+    stands for its winner, over its seeds. Their curves are drawn into one picture.
     """
     if len(runs) < 2:
         raise UsageError("there is nothing to compare it with", "name two runs or more")
@@ -187,7 +188,8 @@ def plot(
 ) -> None:
     """Draw all pictures of a run or sweep anew.
 
-    They are its curves, and the mistakes of its best checkpoint. Of several, their curves in one picture.
+    They are its curves, and the mistakes of its best checkpoint. Of several, their curves in one
+    picture.
     """
     _check_picture(output)
     names: list[str | None] = [*runs] if runs else [None]
