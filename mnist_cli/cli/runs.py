@@ -114,14 +114,10 @@ def runs_compare(
     from mnist_cli.report import compare, plots, tables
 
     compared = compare.compare([find_run(name, runs_dir) for name in runs])
-    drawn = str(output) if plots.overlay(output, compared) else None
+    drawn = str(output.absolute()) if plots.overlay(output, compared) else None
     differing = compare.differences(compared)
-    document = {
-        "runs": [each.document for each in compared],
-        "differs": differing,
-        "plot": drawn and str(output.absolute()),
-    }
-    parts = [*tables.comparison(compared), *([f"curves: {drawn}"] if drawn else [])]
+    document = {"runs": [each.document for each in compared], "differs": differing, "plot": drawn}
+    parts = [*tables.comparison(compared), *([f"curves: {output}"] if drawn else [])]
     print_result(as_json, document, *parts)
 
 

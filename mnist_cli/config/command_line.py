@@ -42,8 +42,7 @@ def read_arguments(overrides: Iterable[str], flags: Iterable[Flag], axes: Iterab
         argument = f"{option.flag} {option.text}".strip()
         argument = argument if len(argument) <= 100 else f"{argument[:100]}..."
         key, (value, _, problems) = _read(option, lead, argument)
-        known = given.values.get(key, value)
-        if not problems and value != known:
+        if not problems and key in given.values and value != given.values[key]:
             message = f"is {quoted(value)} here, but {given.arguments[key]} says otherwise"
             problems = [Problem((), message)]
         if not problems:

@@ -12,7 +12,7 @@ from mnist_cli.errors import printable
 BESIDE = 3  # what a column takes beside its text, and the table one more
 FIGURE = 20  # no figure is longer: longer cells have several, between which they may wrap
 FIGURES = 14  # what those have at least
-WORD = 20  # what a long word may keep before a column is left out for it
+WORD = 15  # what a long word may keep before a column is left out for it
 LEAST = 6  # what it keeps if nothing more can be left out
 
 

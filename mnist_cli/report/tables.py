@@ -346,8 +346,8 @@ def plan_table(runs: Sequence[Mapping[str, Any]]) -> Table:
 
 def runs_table(found: Sequence[Listed]) -> Table:
     """The runs there are, at least one."""
-    least = ("note", "tags", "took", "started", "epochs", "test acc", "data", "status")
-    return table([_runs_row(listed) for listed in found], least=least)
+    least = ("took", "epochs", "started", "status", "test acc", "data", "tags", "note", "model")
+    return table([_runs_row(listed) for listed in found], least=(*least, "lr"))
 
 
 def _runs_row(listed: Listed) -> dict[str, RenderableType]:
@@ -387,7 +387,8 @@ def comparison(compared: Sequence[Compared]) -> Iterator[RenderableType]:
         rows.append(row)
     verdicts = [each.verdict for each in compared]
     best = verdicts.index("winner")
-    yield table(rows, marked=best if compared[best].group.acc else None)
+    least = ("took", "runs", "val loss", "test acc", *map(axis_name, reversed(differing)))
+    yield table(rows, marked=best if compared[best].group.acc else None, least=least)
     if not differing:
         yield "they differ in no setting"
     words = {**LEGEND, "not judged": f"under {stats.MIN_SEEDS} seeds, or diverged: not judged"}

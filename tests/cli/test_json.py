@@ -81,6 +81,16 @@ def test_what_ends_badly_after_its_document_prints_no_other(mnist: Mnist) -> Non
     assert (ended.code, ended.json["status"]) == (1, "diverged")
 
 
+def test_what_is_drawn_and_what_is_removed_is_listed(
+    mnist: Mnist, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert mnist("plot", "mlp-0001", "mlp-sweep-0001", "--json").json == [f"{tmp_path}/compare.png"]
+    compared = mnist("runs", "compare", "mlp-0001", "mlp-sweep-0001", "--json").json
+    assert compared["plot"] == f"{tmp_path}/compare.png"
+    assert mnist("runs", "rm", "mlp-0001", "-y", "--json").json == [str(trained / "mlp-0001")]
+
+
 def test_every_command_that_shows_or_makes_something_has_a_document(
     mnist: Mnist, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -206,7 +206,10 @@ def test_show_has_the_settings_that_are_not_the_default(
 
 
 @pytest.mark.usefixtures("trained")
-def test_notes_and_tags_are_shown_and_outlive_a_resume(mnist: Mnist) -> None:
+def test_notes_and_tags_are_shown_and_outlive_a_resume(
+    mnist: Mnist, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("COLUMNS")  # else they may wrap
     assert mnist("runs", "note", "mlp-0001", "a first try").code == 0
     assert mnist("runs", "tag", "mlp-0001", "good", "old").code == 0
     assert mnist("runs", "tag", "mlp-0001", "good", "new").code == 0

@@ -297,6 +297,7 @@ def test_the_command_line_may_not_contradict_itself() -> None:
         ["optimizer=sgd", "optimizer=adam"],
     ):
         assert "says otherwise" in refused("", overrides, [lr])[0]
+    assert refused("", ["lr=.nan"]) == ["lr=.nan: optimizer.lr: must be a finite number, got NaN"]
     # A setting goes before its whole section, wherever either stands.
     assert loaded("", ["optimizer={name: sgd, lr: 3}"], [lr]).config.optimizer.lr == 0.1
 
