@@ -1,7 +1,7 @@
 """A run or a sweep as one HTML file that needs nothing else: made from its folder alone.
 
 Names, notes, classes and errors come from other people's files. All text becomes part of the page
-in `tag`, which escapes it, and all data of figures in `_embedded`, which does so too.
+in `tag`, which escapes it, and all data of figures in `embedded`, which does so too.
 """
 
 import base64
@@ -113,7 +113,7 @@ class Page:
             title=_escaped(self._folder.name),
             body="\n".join(body),
             plotly=script,
-            figures=_embedded(self._figures),
+            figures=embedded(self._figures),
         )
 
     def _head(self) -> Iterator[Html]:
@@ -261,7 +261,7 @@ def _escaped(text: object) -> str:
     return html.escape(printable(str(text)))
 
 
-def _embedded(value: object) -> str:
+def embedded(value: object) -> str:
     """Data as JSON inside a script, which nothing in it can end.
 
     Plotly takes some HTML in texts for formatting and links. So what is not a template of ours has

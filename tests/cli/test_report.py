@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from mnist_cli.report import figures
-from mnist_cli.report.page import Page, tag
+from mnist_cli.report.page import Page, embedded, tag
 from mnist_cli.runs.evaluate import Classified
 from mnist_cli.runs.store import RunDirectory
 from mnist_cli.sweeps.stats import rank
@@ -147,6 +147,15 @@ def test_attributes_are_escaped_too() -> None:
     assert tag("p", "<b>", tag("b", "&"), title='"><') == (
         '<p title="&quot;&gt;&lt;">&lt;b&gt;<b>&amp;</b></p>'
     )
+
+
+def test_no_data_of_a_figure_ends_its_script() -> None:
+    """Neither a text, of which Plotly would take tags, nor a template, in which it shall."""
+    data = {"name": HOSTILE, "hovertemplate": "%{x}</script><br>"}
+    written = embedded(data)
+    assert "<" not in written
+    assert json.loads(written)["hovertemplate"] == data["hovertemplate"]
+    assert "<" not in json.loads(written)["name"]
 
 
 def test_it_needs_no_other_file(mnist: Mnist, trained: Path, tmp_path: Path) -> None:
