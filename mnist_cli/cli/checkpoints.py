@@ -1,5 +1,6 @@
 """`mnist eval`, `mnist predict` and `mnist import`: what is done with weights."""
 
+import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -13,46 +14,121 @@ from mnist_cli.cli import options as opt
 from mnist_cli.cli import screen
 from mnist_cli.config import Config, Flag
 from mnist_cli.config.schema import OwnData
-from mnist_cli.errors import CheckpointError, UsageError
+from mnist_cli.errors import CheckpointError, UsageError, in_words
 from mnist_cli.runs import interrupts, store
 
 if TYPE_CHECKING:
     from mnist_cli.runs.checkpoint import Checkpoint
+    from mnist_cli.runs.datasets import Datasets
 
 
 def evaluate(
-    overrides: opt.Overrides = None,
+    words: Annotated[
+        list[str] | None,
+        Argument(metavar="[RUN|KEY=VALUE]...", help="What to evaluate; data.* and train.device."),
+    ] = None,
     checkpoint: opt.CheckpointOption = Path("best.pt"),
     split: Annotated[opt.SplitName, Option("--split", help="Which images.")] = "test",
+    per_class: Annotated[
+        bool, Option("--per-class", help="Show precision and recall of each class.")
+    ] = False,
+    calibration: Annotated[
+        bool,
+        Option("--calibration", help="Measure NLL, ECE, and both at the temperature that fits."),
+    ] = False,
     device: opt.Device = None,
     runs_dir: opt.RunsDir = None,
     as_json: opt.Json = False,
 ) -> None:
-    """Evaluate a checkpoint. It knows its own config; data.* and train.device may be set anew.
+    """Evaluate checkpoints. Each knows its config; data.* and train.device may be set anew.
 
-    It may be given as a run's name or folder; a file name that is not here is that of the newest.
+    One may be given as a run's name or folder; a file name that is not here is that of the newest.
+    The temperature is fitted on the validation images. Results are kept in the run's eval.json.
     """
     from mnist_cli.report import tables
 
-    path = _find_checkpoint(checkpoint, store.runs_root(runs_dir), as_json)
+    root = store.runs_root(runs_dir)
+    overrides = [word for word in words or () if "=" in word and not Path(word).exists()]
+    named = [Path(word) for word in words or () if word not in overrides]
+    paths = [_find_checkpoint(path, root, as_json) for path in named or [checkpoint]]
 
     from mnist_cli.runs import checkpoint as checkpoints
     from mnist_cli.runs.datasets import Datasets
-    from mnist_cli.runs.evaluate import evaluate
 
     interrupts.listen()
-    state = checkpoints.load(path)
-    settings = _checkpoint_config(state, path, overrides or (), opt.given(device=device))
-    note, data = screen.console(stderr=True).print, settings.data
-    datasets = Datasets(note)
-    if state.data.get("sha256") not in (None, datasets.get(settings).sha256):
-        note("note: these images are not those that it was trained with, or have changed since")
-    loss, accuracy, count = evaluate(state, settings, split, datasets)
-    figures = {"n": count, "loss": loss, "acc": accuracy}
-    document = {"checkpoint": str(path.absolute()), "data": data.name, "split": split, **figures}
-    about = f"{count:,} images, {data.name} {data.split} split"
-    words = f"{split} accuracy {tables.percent(accuracy)}, loss {tables.loss(loss)} ({about})"
-    screen.print_result(as_json, document, words)
+    datasets, documents = Datasets(screen.console(stderr=True).print), []
+    for path in paths:
+        state = checkpoints.load(path)
+        settings = _checkpoint_config(state, path, overrides, opt.given(device=device))
+        document = _grade(path, state, settings, split, datasets, calibration)
+        _keep(path, state, document, overrides)
+        documents.append(document)
+    one = documents[0]
+    parts: list[Any] = []
+    if len(documents) > 1 or calibration:
+        parts.append(tables.evaluations(documents))
+    else:
+        about = f"{one['n']:,} images, {one['data']} {settings.data.split} split"
+        figures = f"{tables.percent(one['acc'])}, loss {tables.loss(one['loss'])}"
+        parts.append(f"{split} accuracy {figures} ({about})")
+    for document in documents:
+        if per_class:
+            parts += [str(document["checkpoint"]), tables.class_table(document["classes"])]
+        if calibration:
+            parts.append(f"reliability diagram: {document['plot']}")
+    screen.print_result(as_json, documents if len(documents) > 1 else one, *parts)
+
+
+def _grade(
+    path: Path,
+    state: "Checkpoint",
+    config: Config,
+    split: opt.SplitName,
+    datasets: "Datasets",
+    calibration: bool,
+) -> dict[str, Any]:
+    """What a checkpoint's predictions of a split are worth."""
+    from mnist_cli.runs import evaluate, grade
+
+    if state.data.get("sha256") not in (None, datasets.get(config).sha256):
+        note = "note: these images are not those that it was trained with, or have changed since"
+        screen.console(stderr=True).print(note)
+    loss, accuracy, count = evaluate.evaluate(state, config, split, datasets)
+    document: dict[str, Any] = {
+        "checkpoint": str(path.absolute()),
+        "data": config.data.name,
+        "split": split,
+    }
+    document |= {"n": count, "loss": loss, "acc": accuracy}
+    seen = evaluate.classify(state, config, split, datasets)
+    document["classes"] = grade.per_class(seen.counts, seen.classes)
+    if calibration:
+        from mnist_cli.report import plots
+
+        fitted = evaluate.classify(state, config, "val", datasets)
+        held_out = fitted.probabilities, fitted.labels
+        measured = grade.calibrate(seen.probabilities, seen.labels, held_out)
+        run = store.run_of(path)
+        if run:
+            run.plots.mkdir(exist_ok=True)
+        drawn = (run.plots if run else Path()) / f"reliability-{split}.png"
+        title = f"{run.name if run else path.name}, {count:,} {split} images of {config.data.name}"
+        plots.reliability(drawn, title, measured)
+        document |= {"calibration": measured.document(), "plot": str(drawn.absolute())}
+    return document
+
+
+def _keep(path: Path, state: "Checkpoint", document: dict[str, Any], overrides: list[str]) -> None:
+    """Keeps a result in the folder of the checkpoint's run, if it is in one."""
+    from mnist_cli.runs import grade
+
+    if run := store.run_of(path):
+        figures = {"epoch": state.epoch, "val/loss": state.metrics.get("val/loss")}
+        try:
+            key = " ".join([path.name, document["split"], *overrides])
+            grade.keep(run, key, document | figures)
+        except (OSError, UsageError) as error:
+            print(f"warning: the result is not kept: {in_words(error)}", file=sys.stderr)
 
 
 def predict(

@@ -32,7 +32,12 @@ class Compared:
         run, acc = self.listed.run, self.group.acc
         spread = {"n": acc.n, "sd": acc.sd, "ci95_half_width": acc.ci95_half_width} if acc else {}
         figures = {**self.listed.figures, **spread}
-        return {"name": run.name, "path": str(run.path), "verdict": self.verdict, **figures}
+        return {
+            "name": run.name,
+            "path": str(run.path.absolute()),
+            "verdict": self.verdict,
+            **figures,
+        }
 
 
 def compare(folders: Sequence[RunDirectory]) -> list[Compared]:

@@ -13,6 +13,7 @@ from mnist_cli.config import Config
 from mnist_cli.config.schema import SECTIONS, meant, setting_keys
 from mnist_cli.errors import UsageError
 from mnist_cli.runs import store
+from mnist_cli.runs.documents import read_json
 from mnist_cli.runs.store import RunDirectory
 from mnist_cli.sweeps import stats
 
@@ -67,7 +68,20 @@ class Listed:
         for key in ("val/acc", "val/loss"):
             if measured := [trial[key] for trial in group if trial[key] is not None]:
                 found[key] = fmean(measured)
+        if "test/acc" not in found and not trials:
+            found |= self._tested(best)
         return found
+
+    def _tested(self, best: Mapping[str, Any]) -> dict[str, float]:
+        """What `mnist eval` measured of the best epoch, if it is of these weights."""
+        kept = read_json(dict[str, Any], self.run.path / "eval.json") or {}
+        found = kept.get("best.pt test")
+        if not isinstance(found, dict) or any(
+            found.get(key) != best.get(key) for key in ("epoch", "val/loss")
+        ):
+            return {}
+        measured = {f"test/{key}": found.get(key) for key in ("acc", "loss")}
+        return {key: value for key, value in measured.items() if isinstance(value, float)}
 
     @property
     def epochs(self) -> int | None:

@@ -27,6 +27,7 @@ from mnist_cli.sweeps.stats import SEED, Sample, SeedGroup, axes, rank
 if TYPE_CHECKING:
     from mnist_cli.report.compare import Compared
     from mnist_cli.runs.evaluate import Classified
+    from mnist_cli.runs.grade import Calibration
 
 Record = Mapping[str, Any]
 # Label, colour, what its metrics begin with, and the records of its runs, whose mean it shows.
@@ -123,6 +124,26 @@ def image_grid(
             pixels = image[0] if len(image) == 1 else image.transpose(1, 2, 0)
             cell.imshow(pixels, cmap="gray_r", vmin=0, vmax=255)
             cell.set_title(label, fontsize=8)
+
+
+def reliability(path: Path, title: str, measured: "Calibration") -> None:
+    """Draws how often predictions are right against how confident they are."""
+    with _figure(path, title, size=(5.2, 5.0)) as (cell,):
+        cell.plot([0, 1], [0, 1], ":", color=TRAIN, label="as often right as confident")
+        sets = {
+            f"as it is, ECE {percent(measured.ece)}": (BEST, measured.bins),
+            f"temperature {measured.temperature:.2f}, ECE {percent(measured.scaled_ece)}": (
+                *(VAL, measured.scaled_bins),
+            ),
+        }
+        for label, (colour, bins) in sets.items():
+            places = [each.confidence for each in bins], [each.accuracy for each in bins]
+            sizes = [8 + 120 * math.sqrt(each.n / sum(one.n for one in bins)) for each in bins]
+            cell.plot(*places, color=colour, lw=1, label=label)
+            cell.scatter(*places, s=sizes, color=colour)
+        cell.set(xlim=(0, 1.02), ylim=(-0.02, 1.02))
+        _label(cell, "confidence", "accuracy")
+        cell.legend(title="points by number of images", title_fontsize=8, fontsize=8)
 
 
 def mistaken(folder: Path, title: str, split: str, seen: "Classified") -> list[Path]:

@@ -6,6 +6,7 @@ Accuracies are fractions in every file and per cent on every screen.
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
+from pathlib import Path
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ from mnist_cli.config import Config, MlpModel, Reference
 from mnist_cli.report.compare import Compared, differences
 from mnist_cli.report.fit import FittedTable
 from mnist_cli.report.listing import Listed, unusual_settings
-from mnist_cli.runs.store import RunDirectory
+from mnist_cli.runs.store import RunDirectory, run_of
 from mnist_cli.sweeps import stats
 from mnist_cli.sweeps.stats import Sample, SeedGroup, Verdict
 
@@ -422,6 +423,36 @@ def run_page(run: RunDirectory, status: str, summary: Record) -> Iterator[Render
     for record in records:
         mark = "   best" * (record["epoch"] == best.get("epoch"))
         yield epoch_line(record, len(records)) + mark
+
+
+def evaluations(documents: Sequence[Record]) -> Table:
+    """What `mnist eval` measured of each checkpoint."""
+    rows = []
+    for document in documents:
+        path = Path(document["checkpoint"])
+        run = run_of(path)
+        row = {"checkpoint": f"{run.name}/{path.name}" if run else str(path)}
+        row["data"] = document["data"]
+        row |= {">n": f"{document['n']:,}", ">acc": percent(document["acc"])}
+        row[">loss"] = loss(document["loss"])
+        if measured := document.get("calibration"):
+            row |= {">NLL": loss(measured["nll"]), ">ECE": percent(measured["ece"])}
+            row[">temperature"] = f"{measured['temperature']:.3f}"
+            row[">scaled NLL"] = loss(measured["scaled_nll"])
+            row[">scaled ECE"] = percent(measured["scaled_ece"])
+        rows.append(row)
+    return table(rows, least=("data", "n", "loss"))
+
+
+def class_table(classes: Sequence[Record]) -> Table:
+    """Precision and recall of each class."""
+    return table(
+        [
+            {"class": each["name"], ">n": f"{each['n']:,}"}
+            | {f">{key}": percent(each[key]) for key in ("precision", "recall")}
+            for each in classes
+        ]
+    )
 
 
 def prediction(image: str, probabilities: Mapping[str, float]) -> str:

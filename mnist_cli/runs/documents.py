@@ -10,7 +10,7 @@ import subprocess
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any, Literal, Required, TypeVar
+from typing import Annotated, Any, Literal, NotRequired, Required, TypeVar
 
 import pydantic
 from typing_extensions import TypedDict  # pydantic, which needs it itself, asks for this one
@@ -177,8 +177,17 @@ def _validator(kind: Any) -> pydantic.TypeAdapter[Any]:
     return pydantic.TypeAdapter(kind)
 
 
+class ClassGrade(TypedDict):
+    """How well a class is told from the others; None where there is nothing to count."""
+
+    name: str
+    n: int
+    precision: float | None
+    recall: float | None
+
+
 class Evaluation(TypedDict):
-    """What `eval` prints."""
+    """What `eval` prints of a checkpoint."""
 
     checkpoint: str
     data: str
@@ -186,6 +195,9 @@ class Evaluation(TypedDict):
     n: int
     loss: float | None
     acc: float | None
+    classes: list[ClassGrade]
+    calibration: NotRequired[dict[str, Any]]  # see `grade.Calibration`
+    plot: NotRequired[str]  # the reliability diagram
 
 
 # What `predict` prints of a picture: what it is taken for, or why it cannot be read.
@@ -228,7 +240,7 @@ PRINTED: dict[str, Any] = {
     "sweep": Summary,
     "resume": Summary,
     "import": Summary,
-    "eval": Evaluation,
+    "eval": Evaluation | list[Evaluation],
     "predict": list[Prediction],
     "report": ReportFile,
     "error": FailureDocument,

@@ -93,16 +93,26 @@ class Classified:
     Attributes:
         images: uint8, shape (n, channels, height, width).
         labels: the true classes, int64, shape (n,).
-        guesses: the most probable classes, int64, shape (n,).
-        confidences: their probabilities, float64, shape (n,).
+        probabilities: of each class, float64, shape (n, classes).
         classes: the name of each class.
     """
 
     images: np.ndarray
     labels: np.ndarray
-    guesses: np.ndarray
-    confidences: np.ndarray
+    probabilities: np.ndarray
     classes: tuple[str, ...]
+
+    @property
+    def guesses(self) -> np.ndarray:
+        """The most probable classes, int64, shape (n,)."""
+        guesses: np.ndarray = self.probabilities.argmax(1)
+        return guesses
+
+    @property
+    def confidences(self) -> np.ndarray:
+        """Their probabilities, float64, shape (n,)."""
+        confidences: np.ndarray = self.probabilities.max(1)
+        return confidences
 
     @property
     def counts(self) -> np.ndarray:
@@ -122,11 +132,9 @@ def classify(state: Checkpoint, config: Config, split: str, datasets: Datasets) 
     stack = restore(state, config)
     data = datasets.get(config)
     images = data.split(split)
-    confidences, guesses = loop.probabilities(stack, images)[0].max(-1)
     return Classified(
         images=images.images.cpu().numpy(),
         labels=images.labels.cpu().numpy(),
-        guesses=guesses.cpu().numpy(),
-        confidences=confidences.cpu().numpy(),
+        probabilities=loop.probabilities(stack, images)[0].cpu().numpy(),
         classes=data.classes,
     )

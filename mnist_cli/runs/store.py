@@ -249,6 +249,12 @@ def find(root: Path, name: str) -> RunDirectory:
     raise UsageError(f"no run {name!r} in {root}: a run is a folder with a config.yaml", hint)
 
 
+def run_of(checkpoint: Path) -> RunDirectory | None:
+    """The run or sweep in whose folder a checkpoint is."""
+    folder = checkpoint.absolute().parent
+    return RunDirectory(folder) if _is_run(folder) else None
+
+
 def newest(root: Path) -> RunDirectory:
     """The run or sweep that was started last.
 

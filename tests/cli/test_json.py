@@ -36,7 +36,7 @@ def test_a_document_is_as_its_schema_says_and_its_paths_are_absolute(
         "sweep": SWEPT,
         "resume": ("resume", "mlp-sweep-0001"),
         "import": ("import", str(trained / "w.npz"), "model={name: logistic}"),
-        "eval": ("eval", "--checkpoint", "mlp-0001"),
+        "eval": ("eval", "mlp-0001", "mlp-sweep-0001", "--calibration"),
         "predict": ("predict", "a.png", "b.png", "--checkpoint", "mlp-0001"),
     }
     if line == "import":
@@ -47,7 +47,8 @@ def test_a_document_is_as_its_schema_says_and_its_paths_are_absolute(
     jsonschema.validate(document, schema)
     assert paths(document)
     assert all(map(os.path.isabs, paths(document)))
-    keys = schema.get("properties") or schema["$defs"]["Prediction"]["properties"]
+    inner = {"eval": "Evaluation", "predict": "Prediction"}
+    keys = schema.get("properties") or schema["$defs"][inner[line]]["properties"]
     first = document if isinstance(document, dict) else document[0]
     assert first.keys() <= {*keys}  # none that the schema does not know
 

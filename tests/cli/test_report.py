@@ -54,8 +54,7 @@ def classified(classes: tuple[str, ...] = ("a", "b"), channels: int = 1) -> Clas
     return Classified(
         images=np.zeros((4, channels, 6, 6), np.uint8),
         labels=np.array([0, 0, 0, 1]),
-        guesses=np.array([0, 0, 1, 1]),
-        confidences=np.array([0.9, 0.8, 0.7, 0.6]),
+        probabilities=np.array([[0.9, 0.1], [0.8, 0.2], [0.3, 0.7], [0.4, 0.6]]),
         classes=classes,
     )
 
