@@ -21,9 +21,9 @@ def report(
     runs_dir: RunsDir = None,
     as_json: Json = False,
 ) -> None:
-    """Make one HTML page of a run or a sweep, which opens anywhere, also offline.
+    """Make one HTML page of a run or a sweep.
 
-    It shows mistakes on validation images; the test images stay closed.
+    It opens anywhere, also offline. It shows mistakes on validation images; the test images stay closed.
     """
     from mnist_cli.data import durable
     from mnist_cli.report import page
