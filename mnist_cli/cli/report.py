@@ -23,7 +23,8 @@ def report(
 ) -> None:
     """Make one HTML page of a run or a sweep.
 
-    It opens anywhere, also offline. It shows mistakes on validation images; the test images stay closed.
+    It opens anywhere, also offline. It shows mistakes on validation images; the test images stay
+    closed.
     """
     from mnist_cli.data import durable
     from mnist_cli.report import page
