@@ -1,13 +1,12 @@
 """The convolution of all replicas: forward, and the gradients of kernels, biases and input."""
 
-from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mnist_cli.engine.tape import Tape, Value, buffer, guarded
+from mnist_cli.engine.tape import Result, Tape, Value, buffer, guarded
 
 # A run alone takes its batch in two halves, as if they were replicas: to oneDNN that is a grouped
 # convolution, for which it has other kernels. Microseconds for the three layers of E3's network,
@@ -16,9 +15,7 @@ from mnist_cli.engine.tape import Tape, Value, buffer, guarded
 HALVES = 2
 
 
-def convolution(
-    tape: Tape, layer: nn.Conv2d, own: dict[str, Value], x: Value
-) -> tuple[Value, Callable[[], None]] | None:
+def convolution(tape: Tape, layer: nn.Conv2d, own: dict[str, Value], x: Value) -> Result:
     """Y = x * W + b; dW correlates x with dy, db sums dy, dx spreads dy over where W had lain.
 
     All replicas are one grouped convolution whose channels lie last in memory, where oneDNN is up

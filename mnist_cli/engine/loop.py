@@ -212,13 +212,13 @@ class Pass:
             # What we know nothing of may mind what else is in its batch.
             parts, program = images, stack.program(images, training=weight is not None)
         self.logits = program.logits.data
-        loss_of = SoftmaxLoss(program, len(parts), loss, totals, weight or 1.0)
-        self.count = loss_of.count
+        objective = SoftmaxLoss(program, len(parts), loss, totals, weight or 1.0)
+        self.count = objective.count
         self._calls: list[Call] = [
-            partial(_take, split.labels, self.index.flatten(), loss_of.labels.flatten()),
+            partial(_take, split.labels, self.index.flatten(), objective.labels.flatten()),
             *_gather(split, self.index.flatten(), flat, self.augmentation),
             *program.forward,
-            *loss_of.calls,
+            *objective.calls,
             *(program.backward() if weight is not None else []),
         ]
 
@@ -252,33 +252,15 @@ def train(run: Training) -> Iterator[list[Record]]:
     Yields:
         A record for each replica after each epoch (R of them).
     """
-    stack, optimizer = run.stack, run.optimizer
-    totals = MetricAccumulator(stack.replicas, stack.device)
+    totals = MetricAccumulator(run.stack.replicas, run.stack.device)
     steps: dict[int, tuple[Pass, Call]] = {}
     validation = Evaluation(run.evaluated, run.data.val, run.loss)
     while run.step < run.steps and any(run.running):
         began = time.perf_counter()
         epoch = run.step // run.steps_per_epoch
-        optimizer.begin(epoch, run.step)
-        rates = optimizer.learning_rates()
-        images_seen = 0
-        order = batches(run, epoch)
-        rows = draws(run.augment, group_seeds(run), run.data.shape[1:], run.step, order)
-        for index in order:
-            groups, size = index.shape
-            if size not in steps:
-                steps[size] = _step(run, (groups, size), totals)
-            one, step = steps[size]
-            optimizer.begin(epoch, run.step)
-            stack.begin(run.step)
-            one.index.copy_(index)
-            if one.augmentation:
-                one.augmentation.rows.copy_(next(rows).flatten(0, 1))
-            step()
-            images_seen += size
-            run.step += 1
-        for one, _ in steps.values():
-            one.count()
+        run.optimizer.begin(epoch, run.step)
+        rates = run.optimizer.learning_rates()
+        images_seen = _make_steps(run, epoch, steps, totals)
         train_loss, train_acc = totals.means(images_seen)  # the epoch's one wait for the device
         trained = time.perf_counter()
         run.evaluated.refresh()
@@ -300,8 +282,43 @@ def train(run: Training) -> Iterator[list[Record]]:
                 "time/epoch_s": trained - began,
                 "time/eval_s": ended - trained,
             }
-            for r in range(stack.replicas)
+            for r in range(run.stack.replicas)
         ]
+
+
+def _make_steps(
+    run: Training, epoch: int, steps: dict[int, tuple[Pass, Call]], totals: MetricAccumulator
+) -> int:
+    """Makes the steps of an epoch, from the run's own step on.
+
+    Args:
+        run: the training.
+        epoch: which one, counted from 0.
+        steps: by the size of a batch what `_step` gave; gets what is missing.
+        totals: where losses and hits are counted.
+
+    Returns:
+        How many images they were of.
+    """
+    images_seen = 0
+    order = batches(run, epoch)
+    rows = draws(run.augment, group_seeds(run), run.data.shape[1:], run.step, order)
+    for index in order:
+        groups, size = index.shape
+        if size not in steps:
+            steps[size] = _step(run, (groups, size), totals)
+        one, step = steps[size]
+        run.optimizer.begin(epoch, run.step)
+        run.stack.begin(run.step)
+        one.index.copy_(index)
+        if one.augmentation:
+            one.augmentation.rows.copy_(next(rows).flatten(0, 1))
+        step()
+        images_seen += size
+        run.step += 1
+    for one, _ in steps.values():
+        one.count()
+    return images_seen
 
 
 def _step(run: Training, shape: tuple[int, int], totals: MetricAccumulator) -> tuple[Pass, Call]:
@@ -386,6 +403,10 @@ class Evaluation:
         """Mean losses and accuracies, R of each."""
         for _ in self.passes():
             pass
+        return self.means()
+
+    def means(self) -> tuple[list[float], list[float]]:
+        """Mean losses and accuracies of the passes that were made, R of each."""
         return self._totals.means(self._images)
 
 
@@ -398,8 +419,16 @@ def evaluate(stack: Stack, split: Split, loss: Loss) -> tuple[list[float], list[
     return Evaluation(stack, split, loss).measure()
 
 
-def probabilities(stack: Stack, split: Split) -> Tensor:
-    """How probable every replica finds each class of each image: float64, (R, images, classes)."""
-    passes = Evaluation(stack, split, cross_entropy).passes()
-    found = [one.logits.double().softmax(-1).flatten(0, 1) for one in passes]
-    return torch.cat([rows.unflatten(0, (stack.replicas, -1)) for rows in found], dim=1)
+def predictions(
+    stack: Stack, split: Split, loss: Loss = cross_entropy
+) -> tuple[list[float], list[float], Tensor]:
+    """What `evaluate` gives, and the predictions that this is of.
+
+    Returns:
+        Mean losses and accuracies, R of each, and how probable every replica finds each class of
+        each image: float64, shape (R, images, classes).
+    """
+    evaluation = Evaluation(stack, split, loss)
+    found = [one.logits.double().softmax(-1).flatten(0, 1) for one in evaluation.passes()]
+    rows = [each.unflatten(0, (stack.replicas, -1)) for each in found]
+    return *evaluation.means(), torch.cat(rows, dim=1)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mnist_cli.engine.convolution import merged
-from mnist_cli.engine.tape import Tape, Value, alike, buffer
+from mnist_cli.engine.tape import Backward, Tape, Value, alike, buffer
 from mnist_cli.errors import UsageError
 
 aten = torch.ops.aten
@@ -18,7 +18,7 @@ BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d
 
 def batch_norm(
     tape: Tape, layer: BatchNorm, own: dict[str, Value], x: Value
-) -> tuple[Value, Callable[[], None]]:
+) -> tuple[Value, Backward]:
     """Batch normalisation: y = w h + b, where h = (x - m) / s (Ioffe and Szegedy 2015).
 
     In training m and s^2 are a channel's mean and variance in the batch, and move its running
@@ -77,7 +77,7 @@ def batch_norm(
 
 def layer_norm(
     tape: Tape, layer: nn.LayerNorm, own: dict[str, Value], x: Value
-) -> tuple[Value, Callable[[], None]]:
+) -> tuple[Value, Backward]:
     """Layer normalisation: as `batch_norm`, of each image over its last axes (Ba et al. 2016).
 
     m, s, n and the sums in dx are of the numbers of an image, and the sums in dw and db of images.

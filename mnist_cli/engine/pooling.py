@@ -1,17 +1,14 @@
 """Pooling: the largest number or the mean of each window, windows that overlap included."""
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from mnist_cli.engine.convolution import images_like, merged
-from mnist_cli.engine.tape import Tape, Value, alike
+from mnist_cli.engine.tape import Result, Tape, Value, alike
 
 aten = torch.ops.aten
-
-Result = tuple[Value, Callable[[], None]] | None
 
 
 def max_pool(

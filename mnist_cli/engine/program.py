@@ -18,8 +18,8 @@ from torch.func import functional_call, vmap
 from torch.fx import Graph, Node, Tracer
 from torch.fx.node import map_aggregate
 
-from mnist_cli.engine.rules import FUNCTIONS, LAYERS, Backward, Result, no_gradient
-from mnist_cli.engine.tape import Call, Tape, Value
+from mnist_cli.engine.rules import FUNCTIONS, LAYERS, no_gradient
+from mnist_cli.engine.tape import Backward, Call, Result, Tape, Value
 
 IN_PLACE = (operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.imatmul)
 

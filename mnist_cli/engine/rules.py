@@ -24,12 +24,10 @@ from torch import Tensor, nn
 from mnist_cli.engine.convolution import convolution
 from mnist_cli.engine.normalization import batch_norm, layer_norm
 from mnist_cli.engine.pooling import adaptive_average_pool, average_pool, max_pool
-from mnist_cli.engine.tape import Tape, Value, alike, buffer, multiply
+from mnist_cli.engine.tape import Result, Tape, Value, alike, buffer, multiply
 from mnist_cli.models import scratch
 from mnist_cli.models.modules import Dropout, keep_mask
 
-Backward = Callable[[], None]
-Result = tuple[Value, Backward] | None
 Operand = Value | float
 Parameters = dict[str, Value]
 
@@ -87,23 +85,26 @@ def matmul(tape: Tape, x: Value, weight: Value) -> Result:
 # ---------------------------------------------------------------------------------- elementwise
 
 
-def from_result(
-    function: Callable[..., Any], derivative: Callable[..., Any]
+def elementwise(
+    function: Callable[..., Any], derivative: Callable[..., Any], *, from_result: bool = False
 ) -> Callable[..., Result]:
-    """The rule of a function of each number whose derivative is known from its result.
+    """The rule of a function of each number.
 
     Args:
         function: writes y from x to `out`.
-        derivative: writes dx from dy and y to `out`.
+        derivative: writes dx from dy and x to `out`.
+        from_result: whether it is from dy and y instead; then y may take the place of x.
     """
 
     def rule(tape: Tape, x: Value, inplace: bool = False) -> Result:  # noqa: ARG001
-        y = Value(tape.overwrite(x), x.needs_grad)
+        data = tape.overwrite(x) if from_result else alike(x.data)
+        y = Value(data, x.needs_grad, disposable=not from_result)
+        known = y if from_result else x
         tape.call(function, x.data, out=y.data)
 
         def backward() -> None:
             with tape.gradient(x, over=y) as dx:
-                tape.call(derivative, y.grad, y.data, out=dx)
+                tape.call(derivative, y.grad, known.data, out=dx)
 
         return y, backward
 
@@ -111,45 +112,27 @@ def from_result(
 
 
 # y = max(x, 0); dx = dy where y > 0, else 0
-relu = from_result(
+relu = elementwise(
     partial(torch.clamp_min, min=0),
     lambda dy, y, out: aten.threshold_backward.grad_input(dy, y, 0, grad_input=out),
+    from_result=True,
 )
 # y = 1 / (1 + exp(-x)); dx = dy * y * (1 - y)
-sigmoid = from_result(
-    torch.sigmoid, lambda dy, y, out: aten.sigmoid_backward.grad_input(dy, y, grad_input=out)
+sigmoid = elementwise(
+    torch.sigmoid,
+    lambda dy, y, out: aten.sigmoid_backward.grad_input(dy, y, grad_input=out),
+    from_result=True,
 )
 # y = tanh(x); dx = dy * (1 - y^2)
-tanh = from_result(
-    torch.tanh, lambda dy, y, out: aten.tanh_backward.grad_input(dy, y, grad_input=out)
+tanh = elementwise(
+    torch.tanh,
+    lambda dy, y, out: aten.tanh_backward.grad_input(dy, y, grad_input=out),
+    from_result=True,
 )
-
-
-def from_input(
-    function: Callable[..., Any], derivative: Callable[..., Any]
-) -> Callable[..., Result]:
-    """The rule of a function of each number whose derivative is known from what it is of.
-
-    Args:
-        function: writes y from x to `out`.
-        derivative: writes dx from dy and x to `out`.
-    """
-
-    def rule(tape: Tape, x: Value, inplace: bool = False) -> Result:  # noqa: ARG001
-        y = Value(alike(x.data), x.needs_grad, disposable=True)
-        tape.call(function, x.data, out=y.data)
-
-        def backward() -> None:
-            with tape.gradient(x, over=y) as dx:
-                tape.call(derivative, y.grad, x.data, out=dx)
-
-        return y, backward
-
-    return rule
 
 
 # y = x sigmoid(x); dx = dy (s + x s (1 - s)), s = sigmoid(x)
-silu = from_input(
+silu = elementwise(
     aten.silu.out, lambda dy, x, out: aten.silu_backward.grad_input(dy, x, grad_input=out)
 )
 
@@ -164,7 +147,7 @@ def gelu(tape: Tape, x: Value, approximate: str = "none") -> Result:
     def derivative(dy: Tensor, x: Tensor, out: Tensor) -> None:
         aten.gelu_backward.grad_input(dy, x, approximate=approximate, grad_input=out)
 
-    return from_input(partial(aten.gelu.out, approximate=approximate), derivative)(tape, x)
+    return elementwise(partial(aten.gelu.out, approximate=approximate), derivative)(tape, x)
 
 
 def leaky_relu(
@@ -181,7 +164,7 @@ def leaky_relu(
     def derivative(dy: Tensor, x: Tensor, out: Tensor) -> None:
         aten.leaky_relu_backward.grad_input(dy, x, negative_slope, False, grad_input=out)
 
-    return from_input(function, derivative)(tape, x)
+    return elementwise(function, derivative)(tape, x)
 
 
 def dropout(tape: Tape, x: Value, p: float, seed: Value) -> Result:

@@ -41,6 +41,10 @@ class Value:
         return self.grad
 
 
+Backward = Callable[[], None]
+Result = tuple[Value, Backward] | None  # of a rule; None leaves the node to `torch.func`
+
+
 @dataclass
 class Tape:
     """The calls of a program while it is being built.
