@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 
 from mnist_cli.config.schema import LenetModel
-from mnist_cli.errors import UsageError
+from mnist_cli.models.shapes import Shape, refuse_small
 
 LEAST = 12  # pixels along each axis: of fewer, the second pooling leaves none for a linear layer
 
@@ -21,14 +21,10 @@ class LeNet5(nn.Module):
         UsageError: the images are too small.
     """
 
-    def __init__(self, config: LenetModel, shape: tuple[int, int, int], classes: int) -> None:
+    def __init__(self, config: LenetModel, shape: Shape, classes: int) -> None:
         super().__init__()
         channels, height, width = shape
-        if min(height, width) < LEAST:
-            raise UsageError(
-                f"model lenet: images of {height}x{width} pixels are too small for its two "
-                f"convolutions; they must have at least {LEAST}x{LEAST}"
-            )
+        refuse_small("lenet", shape, LEAST, "its two convolutions")
         modern = config.variant == "modern"
         # The published network reads 32x32 pixels, MNIST's with a margin of two.
         padding = (2 if height < 32 else 0, 2 if width < 32 else 0)

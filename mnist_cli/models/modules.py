@@ -24,11 +24,10 @@ from mnist_cli.data.seeds import derive, random_bits
 from mnist_cli.models.lenet import LeNet5
 from mnist_cli.models.resnet import ResNet
 from mnist_cli.models.scratch import SoftmaxRegression, TensorNet
+from mnist_cli.models.shapes import Shape
 from mnist_cli.models.vgg import Vgg
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "sigmoid": nn.Sigmoid, "tanh": nn.Tanh}
-
-Shape = tuple[int, int, int]  # (channels, height, width) of one image
 
 
 class Logistic(nn.Sequential):

@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mnist_cli.config.schema import ResnetModel
-from mnist_cli.errors import UsageError
+from mnist_cli.models.shapes import Shape, refuse_small
 
 LEAST = 4  # pixels along each axis: two of the three stages halve them
 
@@ -20,13 +20,9 @@ class ResNet(nn.Module):
         UsageError: the images are too small.
     """
 
-    def __init__(self, config: ResnetModel, shape: tuple[int, int, int], classes: int) -> None:
+    def __init__(self, config: ResnetModel, shape: Shape, classes: int) -> None:
         super().__init__()
-        if min(shape[1:]) < LEAST:
-            raise UsageError(
-                f"model resnet: images of {shape[1]}x{shape[2]} pixels are too small for its three "
-                f"stages; they must have at least {LEAST}x{LEAST}"
-            )
+        refuse_small("resnet", shape, LEAST, "its three stages")
         width = config.width
         self.stem = _convolution(shape[0], width)
         self.norm = nn.BatchNorm2d(width)

@@ -3,7 +3,7 @@
 from torch import nn
 
 from mnist_cli.config.schema import VggModel
-from mnist_cli.errors import UsageError
+from mnist_cli.models.shapes import Shape, refuse_small
 
 LEAST = 24  # pixels along each axis: of fewer, the last convolution leaves none
 
@@ -19,13 +19,9 @@ class Vgg(nn.Sequential):
         UsageError: the images are too small.
     """
 
-    def __init__(self, config: VggModel, shape: tuple[int, int, int], classes: int) -> None:
+    def __init__(self, config: VggModel, shape: Shape, classes: int) -> None:
         channels, height, width = shape
-        if min(height, width) < LEAST:
-            raise UsageError(
-                f"model vgg: images of {height}x{width} pixels are too small for its five "
-                f"convolutions; they must have at least {LEAST}x{LEAST}"
-            )
+        refuse_small("vgg", shape, LEAST, "its five convolutions")
         first, second, third = (config.width << stage for stage in range(3))
         rows, columns = (((size - 4) // 2 - 4) // 2 - 2 for size in (height, width))
         super().__init__(
