@@ -93,14 +93,13 @@ def _grade(
     if state.data.get("sha256") not in (None, datasets.get(config).sha256):
         note = "note: these images are not those that it was trained with, or have changed since"
         screen.console(stderr=True).print(note)
-    loss, accuracy, count = evaluate.evaluate(state, config, split, datasets)
+    seen = evaluate.classify(state, config, split, datasets)
     document: dict[str, Any] = {
         "checkpoint": str(path.absolute()),
         "data": config.data.name,
         "split": split,
     }
-    document |= {"n": count, "loss": loss, "acc": accuracy}
-    seen = evaluate.classify(state, config, split, datasets)
+    document |= {"n": len(seen.labels), "loss": seen.loss, "acc": seen.accuracy}
     document["classes"] = grade.per_class(seen.counts, seen.classes)
     if calibration:
         from mnist_cli.report import plots
@@ -112,7 +111,8 @@ def _grade(
         if run:
             run.plots.mkdir(exist_ok=True)
         drawn = (run.plots if run else Path()) / f"reliability-{split}.png"
-        title = f"{run.name if run else path.name}, {count:,} {split} images of {config.data.name}"
+        images = f"{document['n']:,} {split} images of {config.data.name}"
+        title = f"{run.name if run else path.name}, {images}"
         plots.reliability(drawn, title, measured)
         document |= {"calibration": measured.document(), "plot": str(drawn.absolute())}
     return document

@@ -7,7 +7,7 @@ import typer
 
 from mnist_cli import config as configs
 from mnist_cli.cli import options as opt
-from mnist_cli.cli.screen import console, human_console, print_json, print_result
+from mnist_cli.cli.screen import check_picture, console, human_console, print_json, print_result
 from mnist_cli.data.catalog import DATASETS
 from mnist_cli.errors import UsageError
 from mnist_cli.runs import interrupts
@@ -112,8 +112,7 @@ def data_show(
     words = [text if "=" in text else f"data.name={text}" for text in overrides or ()]
     settings = configs.load(config, words, opt.given(path=path)).config
     picture = output or Path(f"{settings.data.name}-{split}.png")
-    if picture.suffix.lower() != ".png":
-        raise UsageError(f"--out {picture}: the picture is written as PNG", "end its name in .png")
+    check_picture(picture)
     if augment and not settings.augment.active:
         raise UsageError(
             "--augment: this config augments nothing", "say how, such as augment.rotate=10"

@@ -10,6 +10,7 @@ from typer import Argument, Option
 from mnist_cli import config as configs
 from mnist_cli.cli.options import Json, RunArgument, RunArguments, RunsDir, SplitName
 from mnist_cli.cli.screen import (
+    check_picture,
     checkpoint_lines,
     console,
     find_run,
@@ -110,7 +111,7 @@ def runs_compare(
     """
     if len(runs) < 2:
         raise UsageError("there is nothing to compare it with", "name two runs or more")
-    _check_picture(output)
+    check_picture(output)
     from mnist_cli.report import compare, plots, tables
 
     compared = compare.compare([find_run(name, runs_dir) for name in runs])
@@ -187,7 +188,7 @@ def plot(
     They are its curves, and the mistakes of its best checkpoint. Of several, their curves in one
     picture.
     """
-    _check_picture(output)
+    check_picture(output)
     names: list[str | None] = [*runs] if runs else [None]
     folder, *others = [find_run(name, runs_dir) for name in names]
 
@@ -211,8 +212,3 @@ def plot(
         title = f"{folder.name}, epoch {state.epoch}, {split} images of {settings.data.name}"
         drawn += plots.mistaken(folder.plots, title, split, seen)
     print_result(as_json, [str(path.absolute()) for path in drawn], *map(str, drawn))
-
-
-def _check_picture(path: Path) -> None:
-    if path.suffix.lower() != ".png":
-        raise UsageError(f"--out {path}: the picture is written as PNG", "end its name in .png")

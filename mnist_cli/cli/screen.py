@@ -141,6 +141,12 @@ def find_run(name: str | None, runs_dir: Path | None) -> store.RunDirectory:
     return found
 
 
+def check_picture(path: Path) -> None:
+    """Raises a UsageError unless the name of a picture, given as `--out`, is that of a PNG."""
+    if path.suffix.lower() != ".png":
+        raise UsageError(f"--out {path}: the picture is written as PNG", "end its name in .png")
+
+
 def checkpoint_lines(path: Path | str) -> tuple[str, str]:
     """Where the best weights are, and how to measure them."""
     measure = f"mnist eval --checkpoint {shlex.quote(str(path))}"

@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from mnist_cli.config import Config
+from mnist_cli.config import Config, full_key
 from mnist_cli.config.schema import SECTIONS, meant, setting_keys
 from mnist_cli.errors import UsageError
 from mnist_cli.runs import store
@@ -142,10 +142,10 @@ def known_key(word: str, option: str) -> str:
     keys = (*FACTS, *FIGURES, *setting_keys())
     if word in SECTIONS and f"{word}.name" in keys:
         return f"{word}.name"
-    same = [key for key in keys if key == word] or [k for k in keys if k.endswith(f".{word}")]
-    if len(same) != 1:
+    key = word if word in keys else full_key(word)
+    if key not in keys:
         raise UsageError(f"{option}: {word}: there is no such key{meant(word, keys)}")
-    return same[0]
+    return key
 
 
 def conditions(text: str) -> list[Condition]:

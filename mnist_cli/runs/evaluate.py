@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from mnist_cli.config import Config
-from mnist_cli.data.dataset import Split, scale
+from mnist_cli.data.dataset import Dataset, Split, scale
 from mnist_cli.engine import loop
 from mnist_cli.engine.device import resolve_device
 from mnist_cli.engine.stack import Stack
@@ -54,14 +54,23 @@ def evaluate(
         UsageError: the images are of another shape, or of another number of classes.
         MnistError: the data or the device are not there.
     """
-    stack = restore(state, config)
+    stack, images = restore(state, config), _data(state, config, datasets).split(split)
+    (loss,), (accuracy,) = loop.evaluate(stack, images, loss_of(config.loss))
+    return loss, accuracy, len(images)
+
+
+def _data(state: Checkpoint, config: Config, datasets: Datasets) -> Dataset:
+    """The data of a config, which a checkpoint can be used on.
+
+    Raises:
+        UsageError: the images are of another shape, or of another number of classes.
+        MnistError: the data or the device are not there.
+    """
     data, (shape, classes) = datasets.get(config), state.form
     if (data.shape, len(data.classes)) != (shape, len(classes)):
         what = f"{data.name} has images of {data.shape} in {len(data.classes)} classes"
         raise UsageError(f"{what}, but the checkpoint is for {shape} in {len(classes)}")
-    images = data.split(split)
-    (loss,), (accuracy,) = loop.evaluate(stack, images, loss_of(config.loss))
-    return loss, accuracy, len(images)
+    return data
 
 
 def predict(state: Checkpoint, config: Config, images: np.ndarray) -> list[dict[str, float]]:
@@ -82,8 +91,8 @@ def predict(state: Checkpoint, config: Config, images: np.ndarray) -> list[dict[
     stack = restore(state, config)
     pixels = torch.from_numpy(images).to(stack.device)
     labels = torch.zeros(len(pixels), dtype=torch.int64, device=stack.device)  # unknown, unused
-    (rows,) = loop.probabilities(stack, Split(pixels, labels, scale(config.data))).tolist()
-    return [dict(zip(state.form[1], row, strict=True)) for row in rows]
+    _, _, found = loop.predictions(stack, Split(pixels, labels, scale(config.data)))
+    return [dict(zip(state.form[1], row, strict=True)) for row in found[0].tolist()]
 
 
 @dataclass(frozen=True)
@@ -95,12 +104,16 @@ class Classified:
         labels: the true classes, int64, shape (n,).
         probabilities: of each class, float64, shape (n, classes).
         classes: the name of each class.
+        loss: the mean, as `evaluate` gives it.
+        accuracy: likewise.
     """
 
     images: np.ndarray
     labels: np.ndarray
     probabilities: np.ndarray
     classes: tuple[str, ...]
+    loss: float
+    accuracy: float
 
     @property
     def guesses(self) -> np.ndarray:
@@ -129,12 +142,14 @@ class Classified:
 
 def classify(state: Checkpoint, config: Config, split: str, datasets: Datasets) -> Classified:
     """The predictions of a checkpoint on a split; arguments and errors as `evaluate`."""
-    stack = restore(state, config)
-    data = datasets.get(config)
+    stack, data = restore(state, config), _data(state, config, datasets)
     images = data.split(split)
+    (loss,), (accuracy,), found = loop.predictions(stack, images, loss_of(config.loss))
     return Classified(
         images=images.images.cpu().numpy(),
         labels=images.labels.cpu().numpy(),
-        probabilities=loop.probabilities(stack, images)[0].cpu().numpy(),
+        probabilities=found[0].cpu().numpy(),
         classes=data.classes,
+        loss=loss,
+        accuracy=accuracy,
     )

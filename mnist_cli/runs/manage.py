@@ -4,7 +4,7 @@ import shutil
 from collections.abc import Sequence
 
 from mnist_cli.errors import UsageError, printable
-from mnist_cli.runs.documents import Meta, write_json
+from mnist_cli.runs.documents import Meta
 from mnist_cli.runs.store import RunDirectory, held, refuse_link
 
 MAX_NOTE = 1000
@@ -70,4 +70,4 @@ def _change(folder: RunDirectory, changes: Meta) -> None:
     with held(folder.owner):
         if not (meta := folder.meta()):
             raise UsageError(f"{folder.name} has no meta.json that can be read")
-        write_json(folder.path / "meta.json", {**meta, **changes})
+        folder.write_meta({**meta, **changes})

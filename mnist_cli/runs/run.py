@@ -112,7 +112,7 @@ def write_config(run: Run) -> None:
 def update_meta(run: Run, changes: Meta) -> None:
     """Says in the folder how the run goes on."""
     run.meta.update(changes)
-    write_json(run.folder.path / "meta.json", run.meta)
+    run.folder.write_meta(run.meta)
 
 
 # ------------------------------------------------------------------------------------- its holder
@@ -148,7 +148,7 @@ def mark_interrupted(folder: RunDirectory) -> None:
             meta = run.meta()
             if meta.get("status") in ("running", "waiting"):
                 meta.update({"status": "interrupted", "ended": now()})
-                write_json(run.path / "meta.json", meta)
+                run.write_meta(meta)
 
 
 # ------------------------------------------------------------------------------------ its commits

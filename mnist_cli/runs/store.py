@@ -21,7 +21,7 @@ from mnist_cli.config.presets import read
 from mnist_cli.data import durable
 from mnist_cli.errors import RunError, UsageError
 from mnist_cli.runs import lock
-from mnist_cli.runs.documents import Meta, Summary, read_json
+from mnist_cli.runs.documents import Meta, Summary, read_json, write_json
 from mnist_cli.runs.metrics import read_records
 
 if TYPE_CHECKING:
@@ -127,6 +127,14 @@ class RunDirectory:
     def meta(self) -> Meta:
         """How the run goes on, where and by whom; empty when there is none to read."""
         return read_json(Meta, self.path / "meta.json") or {}
+
+    def write_meta(self, meta: Meta) -> None:
+        """Says how the run goes on, in place of what was said.
+
+        Raises:
+            OSError: it could not be written.
+        """
+        write_json(self.path / "meta.json", meta)
 
     def summary(self) -> dict[str, Any]:
         """What came of it (see `Summary`), with the folder's own name and place.

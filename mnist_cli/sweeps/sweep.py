@@ -73,7 +73,7 @@ def create(
     """
     meta = documents.new_meta("running")
     meta.update({"runs": len(trials), "test": test, "fuse": fuse, "workers": workers})
-    _write_meta(folder, meta)
+    folder.write_meta(meta)
     _write_config(folder, config)  # by which it is seen to be a sweep
     made = [_create_run(folder, trial) for trial in trials]
     return Sweep(config, folder, trials, made, meta)
@@ -101,7 +101,7 @@ def reopen(folder: RunDirectory, epochs: int | None, note: Callable[[str], None]
             resume.refuse_other(trial.config, before, meta.get("epochs"), folder.config_path)
     if epochs is not None and config != asked:  # first: from here on every run goes that far
         meta["epochs"] = epochs
-        _write_meta(folder, meta)
+        folder.write_meta(meta)
         _write_config(folder, config)
         trials = expand(config)
     found = [
@@ -151,7 +151,7 @@ def partition(sweep: Sweep, datasets: Datasets, workers: int | None = None) -> P
     )
     sweep.meta["stacks"] = [cast("documents.Members", asdict(stack)) for stack in found.stacks]
     sweep.meta["workers"] = found.workers
-    _write_meta(sweep.folder, sweep.meta)
+    sweep.folder.write_meta(sweep.meta)
     return found
 
 
@@ -241,7 +241,7 @@ def _finish(sweep: Sweep, datasets: Datasets) -> None:
         loss, accuracy, _ = evaluate(state, best.config, "test", datasets)
         tested = {"sha256": weights, "test/loss": loss, "test/acc": accuracy}
         sweep.meta["tested"] = tested
-        _write_meta(sweep.folder, sweep.meta)  # whatever comes: once
+        sweep.folder.write_meta(sweep.meta)  # whatever comes: once
     sweep.test = {key: tested[key] for key in ("test/loss", "test/acc")}
 
 
@@ -265,11 +265,7 @@ def _save(sweep: Sweep) -> None:
     with interrupts.held():
         # First: who reads that it ended can read how.
         write_json(sweep.folder.path / "summary.json", summary(sweep))
-        _write_meta(sweep.folder, sweep.meta)
-
-
-def _write_meta(folder: RunDirectory, meta: Meta) -> None:
-    write_json(folder.path / "meta.json", meta)
+        sweep.folder.write_meta(sweep.meta)
 
 
 def _write_config(folder: RunDirectory, config: Config) -> None:

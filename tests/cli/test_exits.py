@@ -127,7 +127,7 @@ def test_1_too_little_memory_outside_of_training(
 ) -> None:
     for digits in (13, 17, 30):  # from some size on torch has other words for it
         one_error(mnist("train", *SMALL, f"model.width={10**digits}"), 1, "not enough memory")
-    monkeypatch.setattr(evaluate, "evaluate", raises(MemoryError()))
+    monkeypatch.setattr(evaluate, "classify", raises(MemoryError()))
     one_error(mnist("eval"), 1, "not enough memory")
 
 

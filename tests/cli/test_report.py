@@ -56,6 +56,8 @@ def classified(classes: tuple[str, ...] = ("a", "b"), channels: int = 1) -> Clas
         labels=np.array([0, 0, 0, 1]),
         probabilities=np.array([[0.9, 0.1], [0.8, 0.2], [0.3, 0.7], [0.4, 0.6]]),
         classes=classes,
+        loss=0.5,
+        accuracy=0.75,
     )
 
 
