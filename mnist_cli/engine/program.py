@@ -10,6 +10,7 @@ import inspect
 import operator
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import torch
@@ -73,7 +74,7 @@ def _one_node() -> Graph:
 
 
 class _NoTensorError(Exception):
-    """A node without a rule computes something else than one tensor."""
+    """A node without a rule computes something else than one tensor, or not for all replicas."""
 
 
 class Program:
@@ -193,7 +194,8 @@ class Program:
             result = rule(self.tape, *first, *args, **kwargs)
         if result is None:
             self.without_rule.append(node.name)
-            result = _by_torch(self.tape, function, mine, *args, **kwargs)
+            whole = function is self._module
+            result = _by_torch(self.tape, function, mine, whole, *args, **kwargs)
         return result
 
 
@@ -213,44 +215,71 @@ def _values(arguments: Any) -> list[Value]:
     return found
 
 
+def _alone(function: Callable[..., Any], everything: Any, training: bool) -> Callable[..., Any]:
+    """A node for one replica: from tensors for its values to its result, and its buffers then."""
+
+    def alone(*tensors: Tensor) -> Any:
+        rest = iter(tensors)
+        own, args, kwargs = map_aggregate(
+            # A copy, for it may be changed.
+            *(everything, lambda x: next(rest).clone() if isinstance(x, Value) else x)
+        )
+        if not isinstance(function, nn.Module):
+            return function(*args, **kwargs), []
+        function.train(training)
+        state = dict(own)
+        result = functional_call(function, state, tuple(args), dict(kwargs))
+        return result, [state[name] for name, _ in function.named_buffers()]
+
+    return alone
+
+
+def _in_turn(alone: Callable[..., Any], *tensors: Tensor) -> Any:
+    """What `vmap` makes of a function, for one that it cannot take."""
+    results, states = zip(*(alone(*each) for each in zip(*tensors, strict=True)), strict=True)
+    return torch.stack(results), [torch.stack(each) for each in zip(*states, strict=True)]
+
+
 def _by_torch(
-    tape: Tape, function: Callable[..., Any], own: dict[str, Value], *args: Any, **kwargs: Any
+    tape: Tape,
+    function: Callable[..., Any],
+    own: dict[str, Value],
+    whole: bool,
+    *args: Any,
+    **kwargs: Any,
 ) -> tuple[Value, Backward]:
     """A node without a rule: `vmap` over replicas, and autograd for its gradients.
+
+    A whole module that `vmap` cannot take, since what it does depends on what it reads, is called
+    for one replica after another.
 
     Args:
         tape: where the calls are written.
         function: what the node does for one replica: a function, or a layer.
         own: the layer's parameters and buffers.
+        whole: whether it is the whole module, and not a part of which that can be asked again.
         args: values, constants, and lists of them.
         kwargs: likewise.
     """
     everything: Any = (own, args, kwargs)
     values = _values(everything)
     lead = max(len(value.data) for value in values)
+    alone = _alone(function, everything, tape.training)
     module = function if isinstance(function, nn.Module) else None
     buffers = [own[name] for name, _ in module.named_buffers()] if module else []
-
-    def alone(*tensors: Tensor) -> Any:
-        rest = iter(tensors)
-        mine, positional, named = map_aggregate(
-            # A copy, for it may be changed.
-            *(everything, lambda x: next(rest).clone() if isinstance(x, Value) else x)
-        )
-        if module is None:
-            return function(*positional, **named), []
-        module.train(tape.training)
-        state = dict(mine)
-        result = functional_call(module, state, tuple(positional), dict(named))
-        return result, [state[name] for name, _ in module.named_buffers()]
-
     together: Callable[..., Any] = vmap(alone, randomness="different")
 
     def inputs() -> list[Tensor]:
         repeats = [(x.data.detach(), lead // len(x.data)) for x in values]
         return [data if n == 1 else data.repeat_interleave(n, 0) for data, n in repeats]
 
-    result, _ = together(*inputs())
+    try:
+        result, _ = together(*inputs())
+    except RuntimeError as error:
+        if not whole:
+            raise _NoTensorError from error
+        together = partial(_in_turn, alone)
+        result, _ = together(*inputs())
     if not isinstance(result, Tensor):
         raise _NoTensorError
     learns = tape.training and result.is_floating_point()
@@ -262,6 +291,9 @@ def _by_torch(
         tensors = inputs()
         leaves = [tensors[i].requires_grad_() for i in learned]
         result, changed = together(*tensors)
+        if result.shape != y.data.shape:
+            shapes = tuple(y.data.shape[1:]), tuple(result.shape[1:])
+            raise ValueError("the forward made {} of such a batch, and now {}".format(*shapes))
         y.data.copy_(result.detach())
         for value, now in zip(buffers, changed, strict=True):
             value.data.copy_(now.detach())

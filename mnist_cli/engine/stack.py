@@ -16,6 +16,17 @@ from mnist_cli.engine.tape import buffer
 from mnist_cli.models.modules import Dropout
 
 
+def without_rule(module: nn.Module, shape: tuple[int, int, int]) -> list[str]:
+    """The calls in a module's forward that are left to `torch.func`, by name.
+
+    Args:
+        module: the module.
+        shape: (channels, height, width) of an image.
+    """
+    stack = Stack([module], torch.device("cpu"), "fp32")
+    return stack.program(torch.zeros(1, 2, *shape), training=True).without_rule
+
+
 @dataclass(frozen=True)
 class Precision:
     """Floating-point types: of the weights, and of what is multiplied with them."""
@@ -75,6 +86,10 @@ class Stack:
         self.buffers = {
             name: b.to(device, self._buffer_type(name, b), copy=True) for name, b in buffers.items()
         }
+        # What dropout layers read that no rule replaces, in modules which cannot be taken apart.
+        layers = self._module.named_modules()
+        drops = [name for name, layer in layers if isinstance(layer, Dropout)]
+        self._counts = [self.buffers[f"{name}.step"] for name in drops]
         self.refresh()
 
     def _buffer_type(self, name: str, buffer: Tensor) -> torch.dtype:
@@ -113,6 +128,8 @@ class Stack:
     def begin(self, step: int) -> None:
         """Makes ready for a training step, counted from 0: what dropout drops depends on it."""
         self._step.fill_(step)
+        for count in self._counts:
+            count.fill_(step)
 
     def collect(self) -> None:
         """Brings gradients to where the optimizer reads them, if they are not there already."""
