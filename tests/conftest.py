@@ -28,6 +28,7 @@ def _own_folders(
     monkeypatch.setenv("COLUMNS", "120")
     monkeypatch.delenv("NO_COLOR", raising=False)
     monkeypatch.setenv("MNIST_RUNS_DIR", str(tmp_path / "runs"))
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     if not request.node.get_closest_marker("real_data"):
         monkeypatch.setenv("MNIST_DATA_DIR", str(tmp_path / "data"))
         monkeypatch.setenv("MNIST_OFFLINE", "1")

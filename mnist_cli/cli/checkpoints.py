@@ -10,8 +10,8 @@ import typer
 from typer import Argument, Option
 
 from mnist_cli import config as configs
+from mnist_cli.cli import models, screen
 from mnist_cli.cli import options as opt
-from mnist_cli.cli import screen
 from mnist_cli.config import Config, Flag
 from mnist_cli.config.schema import OwnData
 from mnist_cli.errors import CheckpointError, UsageError, in_words
@@ -20,6 +20,7 @@ from mnist_cli.runs import interrupts, store
 if TYPE_CHECKING:
     from mnist_cli.runs.checkpoint import Checkpoint
     from mnist_cli.runs.datasets import Datasets
+    from mnist_cli.runs.evaluate import Classified
 
 
 def evaluate(
@@ -36,6 +37,10 @@ def evaluate(
         bool,
         Option("--calibration", help="Measure NLL, ECE, and both at the temperature that fits."),
     ] = False,
+    ensemble: Annotated[
+        bool, Option("--ensemble", help="Measure all runs, or those of a sweep, together.")
+    ] = False,
+    model: opt.Model = None,
     device: opt.Device = None,
     runs_dir: opt.RunsDir = None,
     as_json: opt.Json = False,
@@ -43,6 +48,7 @@ def evaluate(
     """Evaluate checkpoints. Each knows its config; data.* and train.device may be set anew.
 
     One may be given as a run's name or folder; a file name that is not here is that of the newest.
+    With --ensemble, the mean of the probabilities that finished runs give is evaluated as well.
     The temperature is fitted on the validation images. Results are kept in the run's eval.json.
     """
     from mnist_cli.report import tables
@@ -51,32 +57,42 @@ def evaluate(
     overrides = [word for word in words or () if "=" in word and not Path(word).exists()]
     named = [Path(word) for word in words or () if word not in overrides]
     paths = [_find_checkpoint(path, root, as_json) for path in named or [checkpoint]]
+    if ensemble:
+        paths = _members([store.find(root, str(path)) for path in named or paths])
 
-    from mnist_cli.runs import checkpoint as checkpoints
+    from mnist_cli.runs import evaluate
     from mnist_cli.runs.datasets import Datasets
 
     interrupts.listen()
+    flags = opt.given(device=device) + opt.own_model(model)
     datasets, documents = Datasets(screen.console(stderr=True).print), []
-    for path in paths:
-        state = checkpoints.load(path)
-        settings = _checkpoint_config(state, path, overrides, opt.given(device=device))
-        document = _grade(path, state, settings, split, datasets, calibration)
+    loaded = [_load(path, overrides, flags) for path in paths]
+    if ensemble:
+        evaluate.check_same_data([state for state, _ in loaded])
+    predictions = []
+    for path, (state, settings) in zip(paths, loaded, strict=True):
+        document, seen = _grade(path, state, settings, split, datasets, calibration)
         _keep(path, state, document, overrides)
         documents.append(document)
-    one = documents[0]
+        predictions.append(seen)
+    one: dict[str, Any] = documents[0]
     parts: list[Any] = []
     if len(documents) > 1 or calibration:
         parts.append(tables.evaluations(documents))
-    else:
+    if ensemble:
+        one = _together(documents, predictions)
+    if ensemble or not parts:
         about = f"{one['n']:,} images, {one['data']} {settings.data.split} split"
         figures = f"{tables.percent(one['acc'])}, loss {tables.loss(one['loss'])}"
-        parts.append(f"{split} accuracy {figures} ({about})")
-    for document in documents:
+        parts.append(f"{split} accuracy {'together ' * ensemble}{figures} ({about})")
+    for document in [one] if ensemble else documents:
         if per_class:
-            parts += [str(document["checkpoint"]), tables.class_table(document["classes"])]
-        if calibration:
-            parts.append(f"reliability diagram: {document['plot']}")
-    screen.print_result(as_json, documents if len(documents) > 1 else one, *parts)
+            title = document.get("checkpoint", "together")
+            parts += [str(title), tables.class_table(document["classes"])]
+    if calibration:
+        parts += [f"reliability diagram: {document['plot']}" for document in documents]
+    several = len(documents) > 1 and not ensemble
+    screen.print_result(as_json, documents if several else one, *parts)
 
 
 def _grade(
@@ -86,8 +102,8 @@ def _grade(
     split: opt.SplitName,
     datasets: "Datasets",
     calibration: bool,
-) -> dict[str, Any]:
-    """What a checkpoint's predictions of a split are worth."""
+) -> "tuple[dict[str, Any], Classified]":
+    """What a checkpoint's predictions of a split are worth; and the predictions."""
     from mnist_cli.runs import evaluate, grade
 
     if state.data.get("sha256") not in (None, datasets.get(config).sha256):
@@ -115,7 +131,23 @@ def _grade(
         title = f"{run.name if run else path.name}, {images}"
         plots.reliability(drawn, title, measured)
         document |= {"calibration": measured.document(), "plot": str(drawn.absolute())}
-    return document
+    return document, seen
+
+
+def _together(
+    documents: Sequence[dict[str, Any]], predictions: "Sequence[Classified]"
+) -> dict[str, Any]:
+    """What the mean of the probabilities is worth that several checkpoints give the same images."""
+    from mnist_cli.runs import evaluate, grade
+
+    mean = evaluate.ensemble(predictions)
+    return {
+        "members": documents,
+        **{key: documents[0][key] for key in ("data", "split", "n")},
+        "loss": mean.loss,
+        "acc": mean.accuracy,
+        "classes": grade.per_class(mean.counts, mean.classes),
+    }
 
 
 def _keep(path: Path, state: "Checkpoint", document: dict[str, Any], overrides: list[str]) -> None:
@@ -134,6 +166,7 @@ def _keep(path: Path, state: "Checkpoint", document: dict[str, Any], overrides: 
 def predict(
     images: Annotated[list[Path], Argument(metavar="IMAGE...", help="Picture files.")],
     checkpoint: opt.CheckpointOption = Path("best.pt"),
+    model: opt.Model = None,
     device: opt.Device = None,
     runs_dir: opt.RunsDir = None,
     as_json: opt.Json = False,
@@ -150,11 +183,9 @@ def predict(
     import numpy as np
 
     from mnist_cli.data import pictures
-    from mnist_cli.runs import checkpoint as checkpoints
     from mnist_cli.runs.evaluate import predict
 
-    state = checkpoints.load(path)
-    settings = _checkpoint_config(state, path, (), opt.given(device=device))
+    state, settings = _load(path, (), opt.given(device=device) + opt.own_model(model))
     shape, _ = state.form
     rows: list[dict[str, Any]] = []
     readable = []
@@ -187,6 +218,7 @@ def import_weights(
     ],
     overrides: opt.Overrides = None,
     config: opt.ConfigOption = None,
+    model: opt.Model = None,
     runs_dir: opt.RunsDir = None,
     as_json: opt.Json = False,
 ) -> None:
@@ -196,7 +228,7 @@ def import_weights(
     ..., W of shape (inputs, outputs), for a network of linear layers. If they want pixels of
     0..255, add data.normalize=false.
     """
-    loaded = configs.load(config, overrides or ())
+    loaded = configs.load(config, overrides or (), opt.own_model(model))
     screen.print_notes(loaded)
 
     from mnist_cli.runs.import_weights import import_weights, read
@@ -227,14 +259,29 @@ def _find_checkpoint(path: Path, root: Path, as_json: bool) -> Path:
     raise CheckpointError(f"{path}: there is no such file or run", hint)
 
 
-def _checkpoint_config(
-    state: "Checkpoint", path: Path, overrides: Sequence[str], flags: Sequence[Flag]
-) -> Config:
-    """The config of a checkpoint with what may be set anew: its device and its data.
+def _members(found: Sequence[store.RunDirectory]) -> list[Path]:
+    """The best checkpoints of all finished runs among sweeps and runs.
 
     Raises:
+        UsageError: there is none.
+    """
+    runs = [run for each in found for run in (each.trials() if each.is_sweep else [each])]
+    members = [run.best for run in runs if run.status() in ("finished", "imported")]
+    if not members:
+        raise UsageError(f"none is finished of {', '.join(each.name for each in found)}")
+    return members
+
+
+def _load(
+    path: Path, overrides: Sequence[str], flags: Sequence[Flag]
+) -> tuple["Checkpoint", Config]:
+    """A checkpoint, and its config with what may be set anew: its device, its data, its file.
+
+    Raises:
+        CheckpointError: it is missing, damaged or no checkpoint.
         ConfigError: a value is not valid.
-        UsageError: something else is set, or the images of the new data are of another shape.
+        UsageError: something else is set, or the images of the new data are of another shape; or
+            the code of its model may not be run.
     """
     for text in overrides:
         key = configs.full_key(text.partition("=")[0])
@@ -243,8 +290,11 @@ def _checkpoint_config(
                 f"{key}: a checkpoint's own", "only data.* and train.device can change"
             )
     from mnist_cli.data.dataset import form
+    from mnist_cli.runs import checkpoint as checkpoints
+    from mnist_cli.runs.evaluate import AS_SEEN
 
-    own = configs.load_saved(state.config, str(path)).data
+    state = checkpoints.load(path)
+    own = configs.load_saved(state.config, str(path))
     settings = configs.load_saved(state.config, str(path), overrides, flags)
     had, _ = state.form
     # What a user's own data has is seen when it is read.
@@ -252,12 +302,12 @@ def _checkpoint_config(
     if had != has:
         raise UsageError(
             f"data.name: the images of {settings.data.name} are {'x'.join(map(str, has))}, "
-            f"but {path} is for those of {own.name}, {'x'.join(map(str, had))}",
+            f"but {path} is for those of {own.data.name}, {'x'.join(map(str, had))}",
             "choose a data set whose images have the same shape",
         )
-    ignore = {"batch_size", "shuffle", "normalize", "path"}
-    if settings.data.model_dump(exclude=ignore) != own.model_dump(exclude=ignore):
+    if settings.data.model_dump(exclude=AS_SEEN) != own.data.model_dump(exclude=AS_SEEN):
         screen.console(stderr=True).print(
             "note: not the split it was trained with, so it may have been trained on these images"
         )
-    return settings
+    models.use(own.model, settings.model, any(flag.flag == "--model" for flag in flags))
+    return state, settings

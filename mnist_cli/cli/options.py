@@ -1,11 +1,13 @@
 """The options that several commands share, each the flag of one setting or of one place."""
 
+import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from typer import Argument, Option
 
 from mnist_cli.config import Flag
+from mnist_cli.errors import UsageError
 
 # The settings that flags stand for; of the last two, values to sweep.
 KEYS = {
@@ -76,6 +78,10 @@ CheckpointOption = Annotated[
     Path,
     Option("--checkpoint", metavar="FILE|RUN", help="A best.pt or last.pt, or a run: its best."),
 ]
+Model = Annotated[
+    str | None,
+    Option("--model", metavar="FILE.py[:NAME]", help="A model of your own: this file, which runs."),
+]
 RunArgument = Annotated[
     str | None,
     Argument(metavar="[RUN]", help="A run or sweep: name, folder or checkpoint [the newest]."),
@@ -93,4 +99,22 @@ def given(**options: str | None) -> list[Flag]:
         Flag(f"--{option.replace('_', '-')}", KEYS[option], text)
         for option, text in options.items()
         if text is not None
+    ]
+
+
+def own_model(text: str | None) -> list[Flag]:
+    """What `--model FILE.py` or `--model FILE.py:NAME` says.
+
+    Raises:
+        UsageError: it is no such file.
+    """
+    if text and ".py" not in text:
+        what = f"--model {text}: not a file FILE.py"
+        raise UsageError(what, f"one of the models that there are is a setting: model={text}")
+    path, _, factory = (text or "").partition(".py:")
+    values = {"name": "file", "path": f"{path}.py" if factory else text, "factory": factory}
+    return [
+        Flag("--model", f"model.{key}", json.dumps(value))
+        for key, value in values.items()
+        if text and value
     ]

@@ -8,7 +8,16 @@ import typer
 from typer import Argument, Option
 
 from mnist_cli import config as configs
-from mnist_cli.cli.options import Json, RunArgument, RunArguments, RunsDir, SplitName
+from mnist_cli.cli import models
+from mnist_cli.cli.options import (
+    Json,
+    Model,
+    RunArgument,
+    RunArguments,
+    RunsDir,
+    SplitName,
+    own_model,
+)
 from mnist_cli.cli.screen import (
     check_picture,
     checkpoint_lines,
@@ -179,6 +188,7 @@ def runs_rm(
 def plot(
     runs: RunArguments = None,
     split: Annotated[SplitName, Option("--split", help="Whose mistakes to show.")] = "val",
+    model: Model = None,
     output: Picture = Path("compare.png"),
     runs_dir: RunsDir = None,
     as_json: Json = False,
@@ -207,7 +217,10 @@ def plot(
     drawn = plots.draw(folder)
     if folder.best.exists():
         state = checkpoints.load(folder.best)
-        settings = configs.load_saved(state.config, str(folder.best))
+        own = configs.load_saved(state.config, str(folder.best)).model
+        flags = own_model(model)
+        settings = configs.load_saved(state.config, str(folder.best), flags=flags)
+        models.use(own, settings.model, bool(flags))
         seen = classify(state, settings, split, Datasets(console(stderr=True).print))
         title = f"{folder.name}, epoch {state.epoch}, {split} images of {settings.data.name}"
         drawn += plots.mistaken(folder.plots, title, split, seen)

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 from typer import Argument, Option
 
 from mnist_cli import config as configs
+from mnist_cli.cli import models, screen
 from mnist_cli.cli import options as opt
-from mnist_cli.cli import screen
-from mnist_cli.config import Config, Flag
+from mnist_cli.config import Config, FileModel, Flag
 from mnist_cli.errors import MnistError, RunError, SweepError, UsageError, in_words, remedy
 from mnist_cli.report.painter import Draw, painter
 from mnist_cli.runs import interrupts, store
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 def train(
     overrides: opt.Overrides = None,
     config: opt.ConfigOption = None,
+    model: opt.Model = None,
     lr: opt.Lr = None,
     epochs: opt.Epochs = None,
     batch_size: opt.BatchSize = None,
@@ -52,7 +53,7 @@ def train(
     """
     flags = opt.given(
         lr=lr, epochs=epochs, batch_size=batch_size, seed=seed, device=device, name=name
-    )
+    ) + opt.own_model(model)
     axes = opt.given(seeds=seeds)
     loaded = configs.load(config, overrides or (), flags, axes)
     swept = {"train.seed": loaded.config.sweep["train.seed"]} if axes else {}
@@ -73,6 +74,7 @@ def train(
 def sweep(
     overrides: opt.Overrides = None,
     config: opt.ConfigOption = None,
+    model: opt.Model = None,
     lrs: Annotated[
         str | None,
         Option("--lrs", metavar="LIST", help="Learning rates: 1e-1,1e-2 or log:1e-4:1e-1:7."),
@@ -100,6 +102,7 @@ def sweep(
     winner is measured on the test images, and once.
     """
     flags = opt.given(epochs=epochs, batch_size=batch_size, device=device, name=name)
+    flags += opt.own_model(model)
     axes = opt.given(lrs=lrs, seeds=seeds) + [Flag("--grid", None, text) for text in grid or ()]
     axes += [Flag("", None, text) for text in overrides or () if configs.gives_values(text)]
     settings = [text for text in overrides or () if not configs.gives_values(text)]
@@ -113,6 +116,7 @@ def sweep(
     _note_choices(loaded)
     trials = expand(loaded.config)
     if dry_run:
+        models.prepare(trial.config for trial in trials)
         _show_plan(trials, as_json)
         return
     options = {"fuse": fuse == "on", "workers": workers, "test": True}
@@ -125,6 +129,7 @@ def resume(
     epochs: Annotated[
         int | None, Option("--epochs", metavar="N", min=1, help="Train on, to N epochs in all.")
     ] = None,
+    model: opt.Model = None,
     runs_dir: opt.RunsDir = None,
     workers: opt.Workers = None,
     as_json: opt.Json = False,
@@ -150,6 +155,12 @@ def resume(
         from mnist_cli.runs import resume as resuming
         from mnist_cli.sweeps import sweep as sweeps
 
+        if model:
+            resuming.move_model(folder, opt.own_model(model))
+        if epochs or folder.status() != "finished":
+            config = folder.config()
+            own = [trial.config for trial in expand(config)] if folder.is_sweep else [config]
+            models.prepare(own, session.datasets, named=model is not None)
         if folder.is_sweep:
             sweep = sweeps.reopen(folder, epochs, note)
             if sweep.status != "finished":
@@ -201,6 +212,7 @@ def _session(
         datasets = Datasets(screen.console(stderr=True).print)
         for config in needed:
             datasets.get(config)
+        models.prepare(needed, datasets)
         with _held(begin) as folder:
             yield _Session(folder, datasets, draw, as_json)
 
@@ -214,10 +226,11 @@ def _start_sweep(
     as_json: bool,
 ) -> None:
     """Makes a sweep in a folder of its own and trains it; `options` are those of `sweep.create`."""
-    kinds = {
+    kinds: dict[object, Config] = {
         (getattr(t.config.data, "path", t.config.data.name), t.config.train.device): t.config
         for t in trials
     }
+    kinds |= {t.config.model: t.config for t in trials if isinstance(t.config.model, FileModel)}
     begin = partial(store.create, root, f"{config.name or 'run'}-{kind}")
     with _session([*kinds.values()], begin, as_json) as session:
         from mnist_cli.sweeps import sweep as sweeps

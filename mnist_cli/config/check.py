@@ -10,7 +10,8 @@ from pydantic_core import ErrorDetails
 
 from mnist_cli.config import schema
 from mnist_cli.config.document import KEY, Path, Problem, quoted
-from mnist_cli.config.schema import Config
+from mnist_cli.config.own_model import resolve
+from mnist_cli.config.schema import Config, FileModel
 
 OF_ANOTHER = "of_another_variant"
 AT_KEY = ("extra_forbidden", "missing", "value_error", OF_ANOTHER)
@@ -35,9 +36,13 @@ def check(values: Mapping[str, object]) -> tuple[Config | None, list[Problem]]:
         The config, or None if there are problems; and the problems.
     """
     try:
-        return Config.model_validate(values), []
+        config = Config.model_validate(values)
     except ValidationError as error:
         return None, [p for detail in error.errors() for p in _problems(detail, values)]
+    if not isinstance(config.model, FileModel):
+        return config, []
+    model, problems = resolve(config.model)
+    return None if problems else config.model_copy(update={"model": model}), problems
 
 
 def _problems(detail: ErrorDetails, values: Mapping[str, object]) -> Iterator[Problem]:

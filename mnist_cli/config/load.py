@@ -7,14 +7,16 @@ checked in the same way, and its position shown, wherever it comes from.
 import json
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 from mnist_cli.config.check import AT_KEY, check
 from mnist_cli.config.command_line import Flag, Given, key_path, read_arguments
 from mnist_cli.config.document import KEY, ConfigError, Document, Problem, parse, quoted
 from mnist_cli.config.presets import MAX_BYTES, find, name_of, read
-from mnist_cli.config.schema import SECTIONS, Config, setting_keys
+from mnist_cli.config.schema import SECTIONS, Config, FileModel, is_setting
 from mnist_cli.config.trials import check_axis, merged
+from mnist_cli.errors import UsageError
 
 MAX_RUNS = 10_000
 
@@ -60,10 +62,14 @@ def load(
     origin = path.stem if is_preset else str(config)
     name = path.name if is_preset else origin
     given = read_arguments(overrides, flags, axes)
-    result, notes = _resolved(parse(read(path, name), name), given)
+    document = parse(read(path, name), name)
+    if is_preset and '"name": "file"' in json.dumps(document.values):
+        raise UsageError(f"the shipped {origin} names code, which only a user may", f"copy {path}")
+    result, notes = _resolved(document, given)
     if is_preset:
         notes.insert(0, f"config: the shipped {origin}")
-    named = result.model_copy(update={"name": result.name or name_of(path)})
+    source = Path(result.model.path) if is_preset and isinstance(result.model, FileModel) else path
+    named = result.model_copy(update={"name": result.name or name_of(source)})
     changed = tuple(key for key in given.values if not key.startswith("sweep."))
     return Loaded(named, origin, changed, tuple(notes))
 
@@ -121,7 +127,7 @@ def _resolved(document: Document, given: Given) -> tuple[Config, list[str]]:
         raise ConfigError(problems)
     values = merged(file, given.values)
     result, found = check(values)
-    sweep, notes = _checked_sweep(values, found)
+    sweep, notes = _checked_sweep(values, result, found)
     if result is None or problems or found:
         raise ConfigError([*problems, *_placed(found, document, given)])
     result = result.model_copy(update={"sweep": sweep})
@@ -132,19 +138,20 @@ def _resolved(document: Document, given: Given) -> tuple[Config, list[str]]:
 
 
 def _checked_sweep(
-    values: Mapping[str, object], problems: list[Problem]
+    values: Mapping[str, object], config: Config | None, problems: list[Problem]
 ) -> tuple[dict[str, tuple[object, ...]], list[str]]:
     """The axes, their values as the schema makes them; and notes on those that are left out.
 
     Args:
         values: those of the whole config.
+        config: what they make, if it is one.
         problems: what the schema says of the config; gets what else is wrong with its sweep.
     """
     sweep = values.get("sweep")
     axes: dict[str, Sequence[object]] = {
         key: axis
         for key, axis in (sweep.items() if isinstance(sweep, dict) else ())
-        if key in setting_keys() and isinstance(axis, list | tuple)
+        if is_setting(key, config and config.model) and isinstance(axis, list | tuple)
     }
     inside = [key for key in axes if "." in key and key.partition(".")[0] in axes]
     notes = [f"{key} is not swept as the config says: its whole section is swept" for key in inside]

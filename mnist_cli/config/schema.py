@@ -7,6 +7,7 @@ another variant is an error and not a value that nothing reads.
 
 import ast
 import inspect
+import math
 import os
 from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
@@ -20,6 +21,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    ValidationInfo,
     model_validator,
 )
 
@@ -39,6 +41,7 @@ Interval = Annotated[
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$"
 TEXT_PATTERN = r"^[^\x00-\x1f\x7f-\x9f\u2028\u2029\ufffe\uffff]*$"
+IDENTIFIER_PATTERN = r"^[A-Za-z_][A-Za-z0-9_]{0,63}$"
 DEVICE_PATTERN = r"^(auto|cpu|cuda(:\d{1,3})?)$"
 
 
@@ -73,6 +76,9 @@ def _absolute(path: str) -> str:
 
 def _square(size: object) -> object:
     return (size, size) if isinstance(size, int) else size
+
+
+OwnPath = Annotated[str, Field(pattern=TEXT_PATTERN, min_length=1), AfterValidator(_absolute)]
 
 
 class _DataBase(Section):
@@ -111,7 +117,7 @@ class SyntheticData(_DataBase):
 class OwnData(_DataBase):
     """Images of a user's own."""
 
-    path: Annotated[str, Field(pattern=TEXT_PATTERN, min_length=1), AfterValidator(_absolute)]
+    path: OwnPath
     """Where the images are: absolute, or relative to the working directory; `~` is your home."""
 
 
@@ -295,6 +301,34 @@ class TensorNetModel(Section):
     name: Literal["tensor_net"]
     hidden: Annotated[tuple[Positive, ...], Field(strict=False)] = (50, 100)
     """Hidden widths one by one."""
+
+
+def _plain(value: object) -> object:
+    for item in value if isinstance(value, list | tuple) else [value]:
+        finite = not isinstance(item, float) or math.isfinite(item)
+        if not finite or not isinstance(item, bool | int | float | str | None):
+            raise ValueError(
+                f"must be a number, text, true, false, null or a list, got {value!r:.60}"
+            )
+    return value
+
+
+class FileModel(Section):
+    """A user's own model, made in a Python file; other settings are keywords of its factory."""
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[
+        Annotated[str, Field(pattern=IDENTIFIER_PATTERN)], Annotated[Any, AfterValidator(_plain)]
+    ]
+
+    name: Literal["file"]
+    path: OwnPath
+    """The file: absolute, or relative to the working directory; `~` is your home."""
+    factory: Annotated[str, Field(pattern=IDENTIFIER_PATTERN)] | None = None
+    """The function or class in it that makes an `nn.Module` of `(shape, classes, **settings)`; a
+    shape is (channels, height, width). Not needed if only one takes `shape` and `classes`."""
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
+    """The sum of the file's text: with any other it is not run. Without it, that of now."""
 
 
 # ---------------------------------------------------------------------------------------- loss
@@ -570,8 +604,8 @@ Metric = Literal["train/loss", "train/acc", "val/loss", "val/acc", "test/loss", 
 Published = dict[Metric, float | Annotated[tuple[float, ...], Field(strict=False, min_length=1)]]
 
 
-def _is_setting(key: str) -> str:
-    if key not in setting_keys():
+def _is_setting(key: str, info: ValidationInfo) -> str:
+    if not is_setting(key, info.data.get("model")):
         raise ValueError(f"is no setting{meant(key, setting_keys())}")
     return key
 
@@ -641,6 +675,7 @@ _Model = (
     | VggModel
     | ScratchModel
     | TensorNetModel
+    | FileModel
 )
 _Optimizer = (
     SgdOptimizer
@@ -678,6 +713,11 @@ def setting_keys() -> tuple[str, ...]:
     kinds = [(section, kind) for section in SECTIONS for kind in variants(section).values()]
     keys = [f"{section}.{name}" for section, kind in kinds for name in kind.model_fields]
     return (*SECTIONS, *dict.fromkeys(keys))
+
+
+def is_setting(key: str, model: object) -> bool:
+    """Whether a dotted key is that of a setting; with a model from a file, also one of its own."""
+    return key in setting_keys() or (isinstance(model, FileModel) and key.startswith("model."))
 
 
 def nearest(word: object, known: Iterable[str]) -> list[str]:

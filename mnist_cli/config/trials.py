@@ -14,6 +14,7 @@ ALTERNATIVES = {
     "width": ("hidden",),
     "epochs": ("steps",),
     "steps": ("epochs",),
+    "path": ("sha256",),
 }
 
 
@@ -25,15 +26,23 @@ def merged(values: Mapping[str, object], settings: Mapping[str, object]) -> dict
         settings: values by dotted key; whole sections count first, whatever their order.
     """
     result = {**values, **{key: value for key, value in settings.items() if "." not in key}}
+    model = result.get("model")
+    if settings.get("model.name") == "file" and not _is_file(model):
+        result["model"] = {}  # whose settings are of another model
     for key, value in settings.items():
         section, dot, name = key.partition(".")
         old = result.get(section, {})
         old = {"name": old} if isinstance(old, str) else old
         if dot and isinstance(old, dict):  # if it is none, the schema says so
             others = ALTERNATIVES.get(name, ()) if value is not None else ()
+            others = others if name == "path" or not _is_file(old) else ()  # its own words
             gone = {other for other in others if f"{section}.{other}" not in settings}
             result[section] = {k: v for k, v in old.items() if k not in gone} | {name: value}
     return result
+
+
+def _is_file(model: object) -> bool:
+    return isinstance(model, dict) and model.get("name") == "file"
 
 
 def with_settings(config: Config, settings: Mapping[str, object]) -> Config:

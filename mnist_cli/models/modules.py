@@ -8,6 +8,7 @@ it into `MODELS`, and give its settings a class in `config/schema.py`.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 
 import torch
@@ -16,11 +17,13 @@ from torch import Tensor, nn
 
 from mnist_cli.config.schema import (
     CnnModel,
+    FileModel,
     LogisticModel,
     MlpModel,
     ModelConfig,
 )
 from mnist_cli.data.seeds import derive, random_bits
+from mnist_cli.models import own
 from mnist_cli.models.lenet import LeNet5
 from mnist_cli.models.resnet import ResNet
 from mnist_cli.models.scratch import SoftmaxRegression, TensorNet
@@ -121,13 +124,29 @@ def build(config: ModelConfig, shape: Shape, classes: int, seed: int) -> nn.Modu
     """A model in float32 on the CPU, its initial weights a function of the seed alone.
 
     torch initialises from its global generator, which is put back as it was.
+
+    Raises:
+        UsageError: the model is from a file that may not be run or makes none.
     """
     with torch.random.fork_rng(devices=[]):
+        make: Callable[..., nn.Module] = partial(MODELS.get(config.name, nn.Module), config)
+        if isinstance(config, FileModel):
+            make = own.load(config)  # first: it may draw numbers too
         torch.manual_seed(derive(seed, "weights"))
-        model = MODELS[config.name](config, shape, classes)
+        model = make(shape, classes)
+    if isinstance(config, FileModel):
+        _replace_dropout(model)
+        own.check(config, model, shape, classes)
     for number, layer in enumerate(dropouts(model)):
         layer.seed.fill_(derive(seed, "dropout", number))
     return model
+
+
+def _replace_dropout(model: nn.Module) -> None:
+    """Puts this package's dropout in the place of torch's, which draws from a global generator."""
+    for name, layer in list(model.named_modules(remove_duplicate=False)):
+        if type(layer) is nn.Dropout:
+            model.set_submodule(name, Dropout(layer.p))
 
 
 @dataclass(frozen=True)

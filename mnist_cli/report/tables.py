@@ -312,7 +312,7 @@ def _compared(
 def experiment(config: Config) -> str:
     """A config in one line; of a swept setting, how many values it has."""
     model, data, train = config.model, config.data, config.train
-    shape = model.model_dump(exclude={"name"})
+    shape = model.model_dump(exclude={"name", "path", "sha256"})
     if isinstance(model, MlpModel):
         unusual = model.model_dump(include={"activation", "dropout"}, exclude_defaults=True)
         shape = {"hidden": model.widths or "none", **unusual}

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from mnist_cli import config as configs
-from mnist_cli.config import Config
+from mnist_cli.config import Config, FileModel
 from mnist_cli.data import durable
 from mnist_cli.data.dataset import form
 from mnist_cli.errors import CheckpointError, UsageError, in_words, printable
@@ -186,14 +186,16 @@ def _misfit(content: Values) -> str | None:
         if sum(1 for _ in islice(tokens, MAX_TOKENS)) == MAX_TOKENS:
             return "its config or data is longer than any config"
         config = configs.load_saved(content["config"], "config")
+        precision = config.train.precision
+        kept = torch.float64 if precision == "fp64" else torch.float32  # whatever products are in
+        own: Mapping[str, Tensor] = content["model"]  # a file's, held against it when that is run
         shape, classes = _form(content["data"], config)
-        with torch.device("meta"):  # without memory, of which a config can ask for any amount
-            model = build(config.model, shape, len(classes), config.train.seed)
+        if not isinstance(config.model, FileModel):
+            with torch.device("meta"):  # without memory, of which a config can ask for any amount
+                model = build(config.model, shape, len(classes), config.train.seed)
+            own = model.to(kept).state_dict()
     except (UsageError, RuntimeError, TypeError, ValueError, KeyError) as error:
         return f"its config cannot be used: {in_words(error)}"
-    precision = config.train.precision
-    kept = torch.float64 if precision == "fp64" else torch.float32  # whatever products are in
-    own = model.to(kept).state_dict()
     for name, tensor in content["model"].items():
         if not isinstance(name, str) or not is_dense(tensor):
             return f"{name} is not a named tensor with all its numbers"

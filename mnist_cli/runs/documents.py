@@ -94,6 +94,7 @@ class Meta(TypedDict, total=False):
     device: str
     threads: int
     data: dict[str, Any]  # which, its sum, and what a model needs to know of it
+    model: dict[str, str]  # the file that it is made in: path and sum
     weights: dict[str, str]  # of a run that was imported: the file they come from
     runs_in_stack: int
     error: str
@@ -200,6 +201,18 @@ class Evaluation(TypedDict):
     plot: NotRequired[str]  # the reliability diagram
 
 
+class Ensemble(TypedDict):
+    """What `eval --ensemble` prints: of each run, and of the mean of their probabilities."""
+
+    members: list[Evaluation]
+    data: str
+    split: Literal["train", "val", "test"]
+    n: int
+    loss: float | None
+    acc: float | None
+    classes: list[ClassGrade]
+
+
 # What `predict` prints of a picture: what it is taken for, or why it cannot be read.
 Prediction = TypedDict(
     "Prediction",
@@ -240,7 +253,7 @@ PRINTED: dict[str, Any] = {
     "sweep": Summary,
     "resume": Summary,
     "import": Summary,
-    "eval": Evaluation | list[Evaluation],
+    "eval": Evaluation | list[Evaluation] | Ensemble,
     "predict": list[Prediction],
     "report": ReportFile,
     "error": FailureDocument,

@@ -1,11 +1,12 @@
 """Using a checkpoint: its loss and accuracy on a split, its predictions, its mistakes."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
-from mnist_cli.config import Config
+from mnist_cli.config import Config, load_saved
 from mnist_cli.data.dataset import Dataset, Split, scale
 from mnist_cli.engine import loop
 from mnist_cli.engine.device import resolve_device
@@ -14,8 +15,12 @@ from mnist_cli.errors import UsageError
 from mnist_cli.models.losses import loss_of
 from mnist_cli.models.modules import build
 from mnist_cli.runs import checkpoint as checkpoints
+from mnist_cli.runs import grade
 from mnist_cli.runs.checkpoint import Checkpoint
 from mnist_cli.runs.datasets import Datasets
+
+AS_SEEN = {"batch_size", "shuffle", "normalize", "path"}
+"""Settings of data that do not change which images are in a split."""
 
 
 def restore(state: Checkpoint, config: Config) -> Stack:
@@ -153,3 +158,24 @@ def classify(state: Checkpoint, config: Config, split: str, datasets: Datasets) 
         loss=loss,
         accuracy=accuracy,
     )
+
+
+def check_same_data(states: Sequence[Checkpoint]) -> None:
+    """Sees to it that checkpoints were trained on the same images, split in the same way.
+
+    Raises:
+        UsageError: they were not.
+    """
+    data = [load_saved(state.config, "its config").data for state in states]
+    known = zip(data, states, strict=True)
+    if len({(d.model_dump_json(exclude=AS_SEEN), s.data.get("sha256")) for d, s in known}) > 1:
+        raise UsageError("the runs were trained on different data, or on different splits of it")
+
+
+def ensemble(predictions: Sequence[Classified]) -> Classified:
+    """The predictions by the mean of the probabilities that several give the same images."""
+    mean = np.mean([each.probabilities for each in predictions], axis=0)
+    together = replace(predictions[0], probabilities=mean)
+    right = together.guesses == together.labels
+    loss = grade.nll(mean, together.labels)
+    return replace(together, loss=loss, accuracy=float(right.mean()))

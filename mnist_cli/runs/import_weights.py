@@ -7,6 +7,7 @@ through a reader that builds arrays and nothing else, and torch's through `weigh
 
 import hashlib
 import io
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -14,9 +15,9 @@ from typing import Literal
 import numpy as np
 import safetensors.torch
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from mnist_cli.config import Config
+from mnist_cli.config import Config, FileModel
 from mnist_cli.data import pickles
 from mnist_cli.data.dataset import form
 from mnist_cli.engine.stack import PRECISIONS
@@ -80,14 +81,16 @@ def read(path: Path) -> Weights:
     return Weights(path, found, hashlib.sha256(data).hexdigest(), tensors)
 
 
-def fit(model: nn.Module, weights: Weights, dtype: torch.dtype) -> tuple[dict[str, Tensor], bool]:
+def fit(
+    own: Mapping[str, Tensor], weights: Weights, dtype: torch.dtype
+) -> tuple[dict[str, Tensor], bool]:
     """The state dict of a model with those weights.
 
     They have the model's own names and shapes; or `W1 b1 W2 b2 ...`, where `W` has shape (inputs,
     outputs), for a model whose parameters are the weights and biases of linear layers.
 
     Args:
-        model: the model.
+        own: the state dict of the model.
         weights: the weights; float32 or float64.
         dtype: the type the state dict shall have.
 
@@ -98,7 +101,7 @@ def fit(model: nn.Module, weights: Weights, dtype: torch.dtype) -> tuple[dict[st
         CheckpointError: names, shapes or types are others, naming the first that differs; or there
             are values that are not finite.
     """
-    own, given = model.state_dict(), weights.tensors
+    given = weights.tensors
     by_number = "W1" not in own and not {"W1", "b1"}.isdisjoint(given)
     if by_number and max(value.dim() for value in own.values()) > 2:
         raise _misfit(
@@ -148,9 +151,11 @@ def import_weights(weights: Weights, config: Config, root: Path) -> tuple[RunDir
         UsageError: the folder cannot be made.
     """
     config = config.model_copy(update={"sweep": {}})
-    shape, classes = form(config.data)
-    model = build(config.model, shape, len(classes), config.train.seed)
-    state, rounded = fit(model, weights, PRECISIONS[config.train.precision].weights)
+    own: Mapping[str, Tensor] = weights.tensors  # a file's, held against it when that is run
+    if not isinstance(config.model, FileModel):
+        shape, classes = form(config.data)
+        own = build(config.model, shape, len(classes), config.train.seed).state_dict()
+    state, rounded = fit(own, weights, PRECISIONS[config.train.precision].weights)
     folder = store.create(root, f"{config.name or 'run'}-imported")
     checkpoints.save(folder.best, Checkpoint(config.resolved(), 0, 0, {}, state))
     source = {"file": weights.path.name, "format": weights.format, "sha256": weights.sha256}

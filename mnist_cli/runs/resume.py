@@ -1,14 +1,16 @@
 """Runs opened again: ended, or waiting to go on from their last commit."""
 
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from mnist_cli.config import Config, load_saved
+from mnist_cli import config as configs
+from mnist_cli.config import Config, Flag, load_saved, own_model
+from mnist_cli.data import durable
 from mnist_cli.errors import CheckpointError, UsageError
 from mnist_cli.runs import checkpoint as checkpoints
 from mnist_cli.runs.checkpoint import Checkpoint
@@ -17,6 +19,8 @@ from mnist_cli.runs.metrics import MetricsLog
 from mnist_cli.runs.run import ReplicaState, Run, create, update_meta, write_config
 from mnist_cli.runs.stopping import stop_reason
 from mnist_cli.runs.store import RunDirectory
+
+_FREE = {"model.path": None}  # a model's file is known by its sum
 
 
 def reopen(folder: RunDirectory, epochs: int | None, note: Callable[[str], None]) -> Run:
@@ -80,6 +84,25 @@ def reopen(folder: RunDirectory, epochs: int | None, note: Callable[[str], None]
     return run
 
 
+def move_model(folder: RunDirectory, flags: Sequence[Flag]) -> None:
+    """Has a run or a sweep take its model from a file that is elsewhere now.
+
+    Args:
+        folder: the run's or sweep's, held by this process.
+        flags: what the command line says of the model.
+
+    Raises:
+        UsageError: it is not the model that they began with.
+    """
+    for each in (folder, *folder.trials()):
+        had = each.config()
+        moved = load_saved(had.resolved(), str(each.config_path), flags=flags)
+        if {**dict(moved.settings()), **_FREE} != {**dict(had.settings()), **_FREE}:
+            what = f"--model: this is not the model that {each.name} began with"
+            raise UsageError(what, own_model.HINT)
+        durable.replace(each.config_path, configs.dump(moved).encode())
+
+
 def go_on(meta: Meta) -> None:
     """Has a run or a sweep say about itself that it goes on, in this process."""
     for key in ("ended", "error"):
@@ -99,7 +122,9 @@ def refuse_other(asked: Config, had: Config, extended_to: int | None, path: Path
     Raises:
         UsageError: it is another.
     """
-    first, second = ({**dict(each.settings()), "train.epochs": None} for each in (asked, had))
+    first, second = (
+        dict(each.settings()) | {"train.epochs": None, **_FREE} for each in (asked, had)
+    )
     if first != second or asked.train.epochs not in (had.train.epochs, extended_to):
         raise UsageError(
             f"{path} is not the config of what was trained",

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mnist_cli import config as configs
-from mnist_cli.config import Config
+from mnist_cli.config import Config, FileModel, own_model
 from mnist_cli.data import durable
 from mnist_cli.engine.loop import Record
 from mnist_cli.errors import CheckpointError
@@ -84,6 +84,7 @@ def create(config: Config, folder: RunDirectory) -> Run:
     for path in (folder.last, folder.best, folder.metrics_path, folder.path / "summary.json"):
         path.unlink(missing_ok=True)
     run = Run(config, folder, new_meta("waiting"), MetricsLog(folder.metrics_path))
+    keep_model(config, folder, run.meta)
     update_meta(run, {})
     write_config(run)  # by which it is seen to be a run
     return run
@@ -99,9 +100,22 @@ def record_import(folder: RunDirectory, config: Config, source: dict[str, str]) 
     """
     meta = new_meta("imported")
     meta["versions"] |= {"torch": torch.__version__}
+    keep_model(config, folder, meta)
     run = Run(config, folder, {**meta, "weights": source}, MetricsLog(folder.metrics_path))
     record_outcome(run, "imported")
     write_config(run)  # last: what has a config is a run
+
+
+def keep_model(config: Config, folder: RunDirectory, meta: Meta) -> None:
+    """Keeps the text of a model's file in the folder of a run or sweep, and its sum in its meta.
+
+    Raises:
+        UsageError: the file has changed since its config was read.
+    """
+    if isinstance(config.model, FileModel):
+        path, sha256 = config.model.path, config.model.sha256 or ""
+        durable.replace(folder.path / "model.py", own_model.read(path, sha256))
+        meta["model"] = {"path": path, "sha256": sha256}
 
 
 def write_config(run: Run) -> None:

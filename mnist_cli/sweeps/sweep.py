@@ -73,6 +73,7 @@ def create(
     """
     meta = documents.new_meta("running")
     meta.update({"runs": len(trials), "test": test, "fuse": fuse, "workers": workers})
+    runs.keep_model(config, folder, meta)
     folder.write_meta(meta)
     _write_config(folder, config)  # by which it is seen to be a sweep
     made = [_create_run(folder, trial) for trial in trials]
