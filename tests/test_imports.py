@@ -12,10 +12,10 @@ import mnist_cli
 PACKAGE = Path(mnist_cli.__file__).parent
 
 # Lowest first. `errors` is below them all.
-FOLDERS = ("errors", "config", "data", "models", "engine", "runs", "sweeps", "report", "cli")
+FOLDERS = ("errors", "config", "data", "models", "engine", "runs", "sweeps", "report", "api", "cli")
 RANK = {name: rank for rank, name in enumerate((*FOLDERS, "__main__"))}
 NO_TORCH = {
-    *("errors", "config", "report", "cli", "__main__"),
+    *("errors", "config", "report", "api", "cli", "__main__"),
     *("data.seeds", "data.durable", "data.own", "data.pictures", "data.prepared", "data.sources"),
     *("runs.store", "runs.interrupts", "sweeps.stats"),
 }

@@ -10,12 +10,12 @@ import typer
 from typer import Argument, Option
 
 from mnist_cli import config as configs
-from mnist_cli.cli import models, screen
 from mnist_cli.cli import options as opt
+from mnist_cli.cli import screen
 from mnist_cli.config import Config, Flag
 from mnist_cli.config.schema import OwnData
 from mnist_cli.errors import CheckpointError, UsageError, in_words
-from mnist_cli.runs import interrupts, store
+from mnist_cli.runs import interrupts, own_models, store
 
 if TYPE_CHECKING:
     from mnist_cli.runs.checkpoint import Checkpoint
@@ -183,10 +183,10 @@ def predict(
     import numpy as np
 
     from mnist_cli.data import pictures
-    from mnist_cli.runs.evaluate import predict
+    from mnist_cli.runs.evaluate import probabilities
 
     state, settings = _load(path, (), opt.given(device=device) + opt.own_model(model))
-    shape, _ = state.form
+    shape, classes = state.form
     rows: list[dict[str, Any]] = []
     readable = []
     for image in images:
@@ -197,9 +197,10 @@ def predict(
             screen.print_error(error)
             rows[-1]["error"] = error.message
     pixels = [pixels for _, pixels in readable]
-    predicted = predict(state, settings, np.stack(pixels)) if readable else []
+    predicted = probabilities(state, settings, np.stack(pixels)).tolist() if readable else []
     parts = []
-    for (row, _), found in zip(readable, predicted, strict=True):
+    for (row, _), each in zip(readable, predicted, strict=True):
+        found = dict(zip(classes, each, strict=True))
         top = max(found, key=found.__getitem__)
         row |= {"class": top, "probability": found[top], "probabilities": found}
         parts.append(tables.prediction(str(image), found))
@@ -309,5 +310,6 @@ def _load(
         screen.console(stderr=True).print(
             "note: not the split it was trained with, so it may have been trained on these images"
         )
-    models.use(own.model, settings.model, any(flag.flag == "--model" for flag in flags))
+    named = any(flag.flag == "--model" for flag in flags)
+    own_models.use(own.model, settings.model, named, screen.console(stderr=True).print)
     return state, settings

@@ -8,7 +8,6 @@ import typer
 from typer import Argument, Option
 
 from mnist_cli import config as configs
-from mnist_cli.cli import models
 from mnist_cli.cli.options import (
     Json,
     Model,
@@ -29,7 +28,7 @@ from mnist_cli.cli.screen import (
     run_argument,
 )
 from mnist_cli.errors import UsageError
-from mnist_cli.runs import interrupts, manage, store
+from mnist_cli.runs import interrupts, manage, own_models, store
 
 if TYPE_CHECKING:
     from mnist_cli.report.listing import Listed
@@ -220,7 +219,7 @@ def plot(
         own = configs.load_saved(state.config, str(folder.best)).model
         flags = own_model(model)
         settings = configs.load_saved(state.config, str(folder.best), flags=flags)
-        models.use(own, settings.model, bool(flags))
+        own_models.use(own, settings.model, bool(flags), console(stderr=True).print)
         seen = classify(state, settings, split, Datasets(console(stderr=True).print))
         title = f"{folder.name}, epoch {state.epoch}, {split} images of {settings.data.name}"
         drawn += plots.mistaken(folder.plots, title, split, seen)

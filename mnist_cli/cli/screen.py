@@ -100,7 +100,7 @@ def outputs(*, quiet: bool = False) -> Iterator[None]:
 
 def console(stderr: bool = False) -> "Console":
     """A console on the streams as they are now; what it prints is never read as markup."""
-    from mnist_cli.cli.terminal import Terminal
+    from mnist_cli.report.terminal import Terminal
 
     stream = sys.stderr if stderr else sys.stdout
     file = stream.unescaped() if isinstance(stream, Output) else stream
@@ -157,11 +157,6 @@ def run_argument(folder: store.RunDirectory) -> str:
     """What a command calls a run: its name, if that finds it, else its folder."""
     known = folder.path == store.runs_root(None) / folder.name
     return shlex.quote(folder.name if known else str(folder.path))
-
-
-def resume_command(folder: store.RunDirectory) -> str:
-    """The command that goes on with a run."""
-    return f"mnist resume {shlex.quote(str(folder.path))}"
 
 
 def print_failure(code: int, message: str, hint: str | None = None) -> None:

@@ -2,9 +2,8 @@
 
 import shlex
 import sys
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,22 +11,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 from typer import Argument, Option
 
 from mnist_cli import config as configs
-from mnist_cli.cli import models, screen
 from mnist_cli.cli import options as opt
-from mnist_cli.config import Config, FileModel, Flag
-from mnist_cli.errors import MnistError, RunError, SweepError, UsageError, in_words, remedy
-from mnist_cli.report.painter import Draw, painter
-from mnist_cli.runs import interrupts, store
+from mnist_cli.cli import screen
+from mnist_cli.config import Config, Flag
+from mnist_cli.errors import UsageError
+from mnist_cli.report import session as sessions
+from mnist_cli.report.session import Interruption, Session
+from mnist_cli.runs import own_models, store
 from mnist_cli.runs.interrupts import Terminated
 from mnist_cli.sweeps.expand import Trial, expand, group, separators
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from mnist_cli.runs.datasets import Datasets
     from mnist_cli.runs.run import Run
-    from mnist_cli.sweeps.jobs import Event
-    from mnist_cli.sweeps.plan import Plan
     from mnist_cli.sweeps.sweep import Sweep
 
 
@@ -68,7 +65,7 @@ def train(
     with _session([chosen], begin, as_json) as session:
         from mnist_cli.runs import run as runs
 
-        _train_run(runs.create(chosen, session.folder), session)
+        _train_run(runs.create(chosen, session.folder), session, as_json)
 
 
 def sweep(
@@ -116,7 +113,8 @@ def sweep(
     _note_choices(loaded)
     trials = expand(loaded.config)
     if dry_run:
-        models.prepare(trial.config for trial in trials)
+        show = screen.console(stderr=True).print
+        own_models.prepare((trial.config for trial in trials), show)
         _show_plan(trials, as_json)
         return
     options = {"fuse": fuse == "on", "workers": workers, "test": True}
@@ -148,7 +146,7 @@ def resume(
     owner = store.RunDirectory(folder.path.resolve()).owner
     if owner.path != folder.path.resolve() and owner.is_sweep:
         raise UsageError(
-            f"{folder.name} goes on with its sweep", f"go on with: {screen.resume_command(owner)}"
+            f"{folder.name} goes on with its sweep", f"go on with: {sessions.resume_command(owner)}"
         )
     note = screen.console(stderr=True).print
     with _session([], lambda: folder, as_json) as session:
@@ -160,61 +158,37 @@ def resume(
         if epochs or folder.status() != "finished":
             config = folder.config()
             own = [trial.config for trial in expand(config)] if folder.is_sweep else [config]
-            models.prepare(own, session.datasets, named=model is not None)
+            own_models.prepare(own, note, session.datasets, named=model is not None)
         if folder.is_sweep:
             sweep = sweeps.reopen(folder, epochs, note)
             if sweep.status != "finished":
-                plan = sweeps.partition(sweep, session.datasets, workers)
-                _train_sweep(sweep, plan, session)
+                _train_sweep(sweep, session, as_json, workers)
                 return
             ended = f"is finished: {len(sweep.runs)} runs"
         else:
             one = resuming.reopen(folder, epochs, note)
             if one.status == "waiting":
-                _train_run(one, session)
+                _train_run(one, session, as_json)
                 return
             ended = f"is {one.status}: {len(one.records)} epochs"
         screen.print_result(as_json, folder.summary(), f"{folder.name} {ended}")
 
 
-@dataclass(frozen=True)
-class _Session:
-    """What a command that trains works with.
-
-    Attributes:
-        folder: the run's or sweep's, held by this process.
-        datasets: where its data comes from.
-        draw: draws the pictures of a folder.
-        as_json: whether programs read stdout.
-    """
-
-    folder: store.RunDirectory
-    datasets: "Datasets"
-    draw: Draw
-    as_json: bool
-
-
 @contextmanager
 def _session(
-    needed: Sequence[Config], begin: Callable[[], store.RunDirectory], as_json: bool
-) -> Iterator[_Session]:
-    """A command that trains in a folder, from before torch is loaded.
+    configs: Sequence[Config], begin: Callable[[], store.RunDirectory], as_json: bool
+) -> Iterator[Session]:
+    """A `session` of a command; if it is interrupted, it says so, and how to go on."""
 
-    Args:
-        needed: whose data and devices must be there before there is a folder.
-        begin: makes or finds the folder.
-        as_json: whether programs read stdout.
-    """
-    with painter() as draw:
-        from mnist_cli.runs.datasets import Datasets
+    def interrupted(folder: store.RunDirectory, interruption: Interruption) -> None:
+        for line in sessions.interruption_lines(folder):
+            print(line, file=sys.stderr)
+        code = interruption.code if isinstance(interruption, Terminated) else 130
+        raise SystemExit(code) from None
 
-        interrupts.listen()  # from now on there is something to save
-        datasets = Datasets(screen.console(stderr=True).print)
-        for config in needed:
-            datasets.get(config)
-        models.prepare(needed, datasets)
-        with _held(begin) as folder:
-            yield _Session(folder, datasets, draw, as_json)
+    results, progress = screen.human_console(as_json), screen.console(stderr=True)
+    with sessions.session(configs, begin, results, progress, interrupted) as session:
+        yield session
 
 
 def _start_sweep(
@@ -226,108 +200,42 @@ def _start_sweep(
     as_json: bool,
 ) -> None:
     """Makes a sweep in a folder of its own and trains it; `options` are those of `sweep.create`."""
-    kinds: dict[object, Config] = {
-        (getattr(t.config.data, "path", t.config.data.name), t.config.train.device): t.config
-        for t in trials
-    }
-    kinds |= {t.config.model: t.config for t in trials if isinstance(t.config.model, FileModel)}
     begin = partial(store.create, root, f"{config.name or 'run'}-{kind}")
-    with _session([*kinds.values()], begin, as_json) as session:
+    with _session([trial.config for trial in trials], begin, as_json) as session:
         from mnist_cli.sweeps import sweep as sweeps
 
         sweep = sweeps.create(config, trials, session.folder, **options)
-        _train_sweep(sweep, sweeps.partition(sweep, session.datasets), session)
+        _train_sweep(sweep, session, as_json)
 
 
-def _train_run(run: "Run", session: _Session) -> None:
+def _train_run(run: "Run", session: Session, as_json: bool) -> None:
     """Trains a run and shows what came of it."""
     from mnist_cli.report import tables
     from mnist_cli.runs.run import summary
-    from mnist_cli.sweeps.driver import drive
-    from mnist_cli.sweeps.executors import in_process
-    from mnist_cli.sweeps.plan import StackPlan, plan
 
-    begins = f" goes on from epoch {len(run.records) + 1}" if run.records else ""
-    about = f"{run.folder.name}{begins}: {tables.experiment(run.config)}"
-    screen.human_console(session.as_json).print(about)
-    datasets = session.datasets
-    stacks = plan([[0]], [run.config], [datasets.get(run.config)]).stacks
-    if threads := run.meta.get("threads"):  # as many as before, which decide its bits
-        stacks = (StackPlan((0,), threads),)
-    failures = _watch(
-        drive([run], stacks, partial(in_process, datasets=datasets)), [run], {}, datasets
-    )
-    if failures:
-        raise _failure(run.folder, failures[0]) from failures[0]
+    sessions.train_run(run, session)
     parts = []
     if best := run.best:
         accuracy, loss = tables.percent(best["val/acc"]), tables.loss(best["val/loss"])
         parts.append(f"best: epoch {best['epoch']}, val acc {accuracy}, val loss {loss}")
-    _show_outcome(run, [run], summary(run), parts, session)
-    if run.status == "diverged":
-        raise RunError(
-            f"{run.folder.name} diverged: its loss is no longer finite in epoch {len(run.records)}",
-            "try a lower learning rate: --lr",
-        )
+    _show_outcome(run, [run], summary(run), parts, as_json)
+    session.draw()
+    sessions.refuse_diverged(run)
 
 
-def _train_sweep(sweep: "Sweep", plan: "Plan", session: _Session) -> None:
+def _train_sweep(
+    sweep: "Sweep", session: Session, as_json: bool, workers: int | None = None
+) -> None:
     """Trains a sweep and shows what came of it."""
     from mnist_cli.report import tables
     from mnist_cli.sweeps import sweep as sweeps
-    from mnist_cli.sweeps.executors import Executor, in_process, local_processes
 
-    stacks = tables.counted(len(plan.stacks), "stack")
-    datasets = session.datasets
-    executor: Executor = partial(in_process, datasets=datasets)
-    if plan.workers > 1:
-        stacks += f" in {plan.workers} processes"
-        executor = partial(local_processes, datasets=datasets, processes=plan.workers)
-    screen.human_console(session.as_json).print(
-        f"{sweep.folder.name}: {tables.counted(len(sweep.runs), 'run')} in {stacks}: "
-        f"{tables.experiment(sweep.config)}"
-    )
-    labels = {
-        run.folder.name: trial.settings for run, trial in zip(sweep.runs, sweep.trials, strict=True)
-    }
-    events = sweeps.run(sweep, plan.stacks, executor, datasets)
-    failures = _watch(events, sweep.runs, labels, datasets)
+    failures = sessions.train_sweep(sweep, session, workers)
     summary = sweeps.summary(sweep)
     ranking = [*tables.ranking(summary, sweep.config.train.select)]
-    _show_outcome(sweep, sweep.runs, summary, ranking, session)
-    failed = [run.folder.name for run in sweep.runs if run.status == "failed"]
-    if failed:
-        cause = failures[0] if failures else None  # which --debug shows
-        raise SweepError(
-            f"{len(failed)} of {len(sweep.runs)} runs failed: {', '.join(failed)}",
-            f"the meta.json of each says why; go on with: {screen.resume_command(sweep.folder)}",
-        ) from cause
-    if sweep.status == "diverged":
-        raise RunError("every run diverged", "try lower learning rates: --lrs")
-
-
-def _watch(
-    events: "Generator[Event, None, None]",
-    runs: Sequence["Run"],
-    labels: Mapping[str, Mapping[str, Any]],
-    datasets: "Datasets",
-) -> list[Exception]:
-    """Shows what happens until all has ended; returns what failed."""
-    from mnist_cli.report.live import Display
-    from mnist_cli.sweeps.jobs import Failed
-
-    steps = 0
-    for run in runs:
-        data = datasets.get(run.config, run.meta.get("data", {}).get("sha256"))
-        steps += run.config.steps(len(data.train)) if run.status == "waiting" else 0
-    display = Display(screen.console(stderr=True), labels, steps)
-    failures = []
-    with display.live(), closing(events):
-        for event in events:
-            display.show(event)
-            if isinstance(event, Failed):
-                failures.append(event.error)
-    return failures
+    _show_outcome(sweep, sweep.runs, summary, ranking, as_json)
+    session.draw()
+    sessions.refuse_failed(sweep, failures)
 
 
 def _show_outcome(
@@ -335,9 +243,9 @@ def _show_outcome(
     runs: Sequence["Run"],
     summary: Mapping[str, Any],
     parts: "Sequence[RenderableType]",
-    session: _Session,
+    as_json: bool,
 ) -> None:
-    """What came of a run or a sweep, beside what was published, in numbers and in pictures."""
+    """What came of a run or a sweep, beside what was published, in numbers."""
     from mnist_cli.report import tables
 
     if reference := trained.config.reference:
@@ -348,15 +256,7 @@ def _show_outcome(
         took = f"{tables.duration(trained.seconds)} in all"
         made = f"report:          mnist report {screen.run_argument(trained.folder)}"
         parts = [*parts, took, *screen.checkpoint_lines(trained.folder.best), made]
-    screen.print_result(session.as_json, summary, *parts)
-    try:  # last: by now the figures are on the screen
-        pictures = session.draw(trained.folder)
-    except Exception as error:  # noqa: BLE001 - whatever it is, the run is finished and saved
-        print(f"warning: the pictures could not be drawn: {error}", file=sys.stderr)
-        return
-    if pictures:
-        named = f"pictures:        {', '.join(map(str, pictures))}"
-        screen.human_console(session.as_json).print(named)
+    screen.print_result(as_json, summary, *parts)
 
 
 def _show_plan(trials: Sequence[Trial], as_json: bool) -> None:
@@ -374,60 +274,5 @@ def _show_plan(trials: Sequence[Trial], as_json: bool) -> None:
 
 
 def _note_choices(loaded: configs.Loaded) -> None:
-    screen.print_notes(loaded)
-    config = loaded.config
-    if "official" in {config.data.split, *config.sweep.get("data.split", ())}:
-        screen.console(stderr=True).print(
-            "note: the test set validates (data.split: official), so selection sees it"
-        )
-
-
-def _failure(folder: store.RunDirectory, error: Exception) -> MnistError:
-    """What to say of a run that failed: why, and how it goes on."""
-    if isinstance(error, MnistError):
-        return error
-    hint, go_on = remedy(error), f"go on with: {screen.resume_command(folder)}"
-    why = f"{folder.name} failed: {in_words(error)}"
-    return RunError(why, f"{hint}; {go_on}" if hint else go_on)
-
-
-@contextmanager
-def _held(begin: Callable[[], store.RunDirectory]) -> Iterator[store.RunDirectory]:
-    """Keeps a run to this process; if it is interrupted, it says so, and how to go on.
-
-    Args:
-        begin: makes or finds its folder.
-    """
-    from mnist_cli.runs.run import hold, mark_interrupted
-
-    folder, is_ours = None, False
-    with ExitStack() as held:
-        try:
-            with interrupts.held():
-                folder = begin()
-                held.enter_context(hold(folder))
-                is_ours = True
-            yield folder
-        except (KeyboardInterrupt, Terminated) as interruption:
-            if not folder or not is_ours:  # else another process trains it, and goes on
-                raise
-            with suppress(OSError):
-                mark_interrupted(folder)
-            if folder.status() != "interrupted":  # it had ended, or had not begun
-                raise
-            print(f"interrupted: {_saved(folder)} in {folder.path}", file=sys.stderr)
-            print(f"hint: go on with: {screen.resume_command(folder)}", file=sys.stderr)
-            code = interruption.code if isinstance(interruption, Terminated) else 130
-            raise SystemExit(code) from None
-        except OSError as error:
-            if not folder or not folder.config_path.is_file():  # it had not begun
-                raise
-            raise _failure(folder, error) from error
-
-
-def _saved(folder: store.RunDirectory) -> str:
-    if not folder.is_sweep:
-        return f"{folder.summary().get('epochs', 0)} finished epochs are saved"
-    statuses = [trial.meta().get("status") for trial in folder.trials()]
-    finished = f"{statuses.count('finished')} of {len(statuses)} runs are finished"
-    return f"{finished}, finished epochs of the others saved"
+    for note in sessions.notes(loaded):
+        screen.console(stderr=True).print(note)

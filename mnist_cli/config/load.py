@@ -37,7 +37,7 @@ class Loaded(NamedTuple):
 
 
 def load(
-    config: str | None = None,
+    config: str | Mapping[str, object] | None = None,
     overrides: Sequence[str] = (),
     flags: Sequence[Flag] = (),
     axes: Sequence[Flag] = (),
@@ -45,7 +45,7 @@ def load(
     """Reads a config, puts into it what the command line says, and validates the whole.
 
     Args:
-        config: a path or the name of a preset (`mlp`, if not given).
+        config: a path, the name of a preset (`mlp`, if not given), or the values of its sections.
         overrides: `KEY=VALUE`, with a key that `full_key` knows and a value in YAML; without a
             `config`, the first that is no `KEY=VALUE` is the config.
         flags: options that set one setting each.
@@ -55,6 +55,11 @@ def load(
         ConfigError: something in the config or on the command line is wrong.
         UsageError: there is no such config, or it cannot be read.
     """
+    if isinstance(config, Mapping):
+        given = read_arguments(overrides, flags, axes)
+        result, notes = _resolved(_plain_document(config, "config"), given)
+        named = result.model_copy(update={"name": result.name or result.model.name})
+        return Loaded(named, "the config", _changed(given), tuple(notes))
     words = [text for text in overrides if "=" not in text]
     if config is None and words:
         config, overrides = words[0], [text for text in overrides if text != words[0]]
@@ -70,8 +75,7 @@ def load(
         notes.insert(0, f"config: the shipped {origin}")
     source = Path(result.model.path) if is_preset and isinstance(result.model, FileModel) else path
     named = result.model_copy(update={"name": result.name or name_of(source)})
-    changed = tuple(key for key in given.values if not key.startswith("sweep."))
-    return Loaded(named, origin, changed, tuple(notes))
+    return Loaded(named, origin, _changed(given), tuple(notes))
 
 
 def load_text(text: str, name: str) -> Config:
@@ -104,13 +108,26 @@ def load_saved(
     Raises:
         ConfigError: something in it or on the command line is wrong.
     """
-    try:  # whether they are plain, and as many as a config has
-        if len(json.dumps(saved)) > MAX_BYTES:
+    document = _plain_document(saved, name)
+    return _resolved(document, read_arguments(overrides, flags, ()))[0]
+
+
+def _plain_document(values: Mapping[str, object], name: str) -> Document:
+    """Values that nothing vouches for as a document.
+
+    Raises:
+        ConfigError: they are not plain, or more than a config has.
+    """
+    try:
+        if len(json.dumps(values)) > MAX_BYTES:
             raise ValueError("longer than any config")
     except (TypeError, ValueError, RecursionError) as error:
         raise ConfigError([Problem((), "this is not a config", position=name)]) from error
-    document = Document(dict(saved), {(): name}, [])
-    return _resolved(document, read_arguments(overrides, flags, ()))[0]
+    return Document(dict(values), {(): name}, [])
+
+
+def _changed(given: Given) -> tuple[str, ...]:
+    return tuple(key for key in given.values if not key.startswith("sweep."))
 
 
 def _resolved(document: Document, given: Given) -> tuple[Config, list[str]]:

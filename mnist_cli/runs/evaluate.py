@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from torch import nn
 
 from mnist_cli.config import Config, load_saved
 from mnist_cli.data.dataset import Dataset, Split, scale
@@ -23,6 +24,18 @@ AS_SEEN = {"batch_size", "shuffle", "normalize", "path"}
 """Settings of data that do not change which images are in a split."""
 
 
+def module(state: Checkpoint, config: Config) -> nn.Module:
+    """A checkpoint's model as a plain module on the CPU.
+
+    Raises:
+        CheckpointError: the weights are not those of the config's model.
+    """
+    shape, classes = state.form
+    model = build(config.model, shape, len(classes), config.train.seed)
+    checkpoints.fit(model, state)
+    return model
+
+
 def restore(state: Checkpoint, config: Config) -> Stack:
     """A checkpoint's model, ready to use on the device of a config: a stack of one.
 
@@ -34,9 +47,7 @@ def restore(state: Checkpoint, config: Config) -> Stack:
         CheckpointError: the weights are not those of the config's model.
         UsageError: the device is not there.
     """
-    shape, classes = state.form
-    model = build(config.model, shape, len(classes), config.train.seed)
-    checkpoints.fit(model, state)
+    model = module(state, config)
     return Stack([model], resolve_device(config.train.device), config.train.precision)
 
 
@@ -78,7 +89,7 @@ def _data(state: Checkpoint, config: Config, datasets: Datasets) -> Dataset:
     return data
 
 
-def predict(state: Checkpoint, config: Config, images: np.ndarray) -> list[dict[str, float]]:
+def probabilities(state: Checkpoint, config: Config, images: np.ndarray) -> np.ndarray:
     """The probability that a checkpoint gives each class, for each image.
 
     Args:
@@ -87,17 +98,24 @@ def predict(state: Checkpoint, config: Config, images: np.ndarray) -> list[dict[
         images: uint8, shape (n, channels, height, width), as the data set has them.
 
     Returns:
-        The probability of each class by its name, n times.
+        Float, shape (n, classes).
 
     Raises:
         CheckpointError: the weights are not those of the config's model.
-        UsageError: the device is not there.
+        UsageError: the device is not there, or the images are of another shape or type.
     """
+    shape, classes = state.form
+    if images.dtype != np.uint8 or images.shape[1:] != shape:
+        got = f"{images.dtype} of shape {images.shape}"
+        raise UsageError(f"images: must be uint8 of shape (n, {str(shape)[1:]}, got {got}")
+    if not len(images):
+        return np.zeros((0, len(classes)))
     stack = restore(state, config)
-    pixels = torch.from_numpy(images).to(stack.device)
+    pixels = torch.from_numpy(np.ascontiguousarray(images)).to(stack.device)
     labels = torch.zeros(len(pixels), dtype=torch.int64, device=stack.device)  # unknown, unused
-    _, _, found = loop.predictions(stack, Split(pixels, labels, scale(config.data)))
-    return [dict(zip(state.form[1], row, strict=True)) for row in found[0].tolist()]
+    _, _, (rows,) = loop.predictions(stack, Split(pixels, labels, scale(config.data)))
+    found: np.ndarray = rows.cpu().numpy()
+    return found
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,8 @@
 import io
 
 import pytest
-
 from mnist_cli.cli.terminal import Terminal
+
 from mnist_cli.report.tables import table
 
 ROWS = [
