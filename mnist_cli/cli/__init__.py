@@ -13,7 +13,7 @@ import typer
 from typer.core import TyperCommand, TyperOption
 
 from mnist_cli import __version__
-from mnist_cli.cli import bench, checkpoints, configs, data, habits, report, runs, training
+from mnist_cli.cli import bench, checkpoints, configs, data, export, habits, report, runs, training
 from mnist_cli.cli.screen import outputs, print_error, print_failure
 from mnist_cli.errors import UsageError
 from mnist_cli.runs import interrupts
@@ -56,6 +56,7 @@ app.command("import")(checkpoints.import_weights)
 app.add_typer(runs.app, name="runs")
 app.command("plot")(runs.plot)
 app.command("report")(report.report)
+app.command("eject")(export.eject)
 app.command("bench")(bench.bench)
 app.add_typer(configs.app, name="config")
 app.add_typer(data.app, name="data")

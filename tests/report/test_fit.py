@@ -3,9 +3,9 @@
 import io
 
 import pytest
-from mnist_cli.cli.terminal import Terminal
 
 from mnist_cli.report.tables import table
+from mnist_cli.report.terminal import Terminal
 
 ROWS = [
     {"run": f"mlp-sweep-000{n}/trials/001", ">val acc": "95.24 ± 0.12 %", ">val loss": "0.1731",
