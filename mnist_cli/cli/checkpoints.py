@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from typer import Argument, Option
@@ -207,6 +207,40 @@ def predict(
     screen.print_result(as_json, rows, *parts)
     if len(readable) < len(images):
         raise typer.Exit(UsageError.exit_code)
+
+
+def export(
+    checkpoint: Annotated[
+        Path, Argument(metavar="CHECKPOINT", help="A best.pt or last.pt, or a run: its best.")
+    ],
+    to: Annotated[Literal["onnx", "pt2"], Option("--to", help="ONNX, or torch.export's own.")],
+    output: Annotated[
+        Path | None, Option("--output", "-o", metavar="FILE", help="A new file [model.onnx ...].")
+    ] = None,
+    runs_dir: opt.RunsDir = None,
+) -> None:
+    """Write a checkpoint's model as ONNX or pt2.
+
+    It runs without mnist and takes what the model does: images (batch, channels, height, width),
+    pixels of 0..1 unless data.normalize is false. It is seen to give the same logits before it is
+    written.
+    """
+    path = _find_checkpoint(checkpoint, store.runs_root(runs_dir), as_json=True)
+    target = output or Path(f"model.{to}")
+    if target.exists():
+        raise UsageError(f"{target} is there already", "choose another file with -o")
+
+    from mnist_cli.data import durable
+    from mnist_cli.runs import checkpoint as checkpoints
+    from mnist_cli.runs.export_model import export
+
+    state = checkpoints.load(path)
+    content, difference = export(state, configs.load_saved(state.config, str(path)), to)
+    try:
+        durable.replace(target, content)
+    except OSError as error:
+        raise UsageError(in_words(error), "choose another file with -o") from error
+    print(f"{target}: the model of {path}; logits differ by {difference:.1g} at most")
 
 
 def import_weights(

@@ -1,13 +1,32 @@
-"""`mnist eject`: leaving with what was trained."""
+"""`mnist runs export` and `mnist eject`: leaving with what was trained."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
-from typer import Option
+from typer import Argument, Option
 
 from mnist_cli.cli.options import RunArgument, RunsDir
 from mnist_cli.cli.screen import find_run
 from mnist_cli.errors import UsageError, in_words
+
+
+def runs_export(
+    runs: Annotated[list[str], Argument(metavar="RUN...", help="Runs or sweeps.")],
+    to: Annotated[Literal["csv", "parquet", "tensorboard"], Option("--to", help="What for.")],
+    output: Annotated[
+        Path | None, Option("--output", "-o", metavar="PATH", help="A new file [runs.csv ...].")
+    ] = None,
+    runs_dir: RunsDir = None,
+) -> None:
+    """Write the figures of runs, epoch by epoch.
+
+    They are one table, with the settings in which the runs differ; for TensorBoard, a folder.
+    """
+    from mnist_cli.report.export import export
+
+    path = output or Path(f"runs.{to}")
+    count = export([find_run(run, runs_dir) for run in runs], to, path)
+    print(f"{path}: {count} epochs")
 
 
 def eject(
@@ -17,11 +36,12 @@ def eject(
     ] = None,
     runs_dir: RunsDir = None,
 ) -> None:
-    """Write a run as one short PyTorch script without mnist, which trains to the same figures.
+    """Write a run as one plain PyTorch script.
 
-    Its initial weights, images and batches are the run's own, so its figures are the run's up to
-    rounding, but for dropout. What cannot be written so is refused: augmentation, an average of
-    the weights, muon, wsd, generated data and data of your own, models by tensor operations.
+    It does without mnist. Its initial weights, images and batches are the run's own, so its
+    figures are the run's up to rounding, but for dropout. What cannot be written so is refused:
+    augmentation, an average of the weights, bf16, train.steps, muon, wsd, generated data and data
+    of your own, and models that do not begin as torch's layers do.
     """
     folder = find_run(run, runs_dir)
     if folder.is_sweep:
