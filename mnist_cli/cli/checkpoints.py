@@ -15,7 +15,8 @@ from mnist_cli.cli import screen
 from mnist_cli.config import Config, Flag
 from mnist_cli.config.schema import OwnData
 from mnist_cli.errors import CheckpointError, UsageError, in_words
-from mnist_cli.runs import interrupts, own_models, store
+from mnist_cli.report import own_models
+from mnist_cli.runs import interrupts, store
 
 if TYPE_CHECKING:
     from mnist_cli.runs.checkpoint import Checkpoint

@@ -28,7 +28,8 @@ from mnist_cli.cli.screen import (
     run_argument,
 )
 from mnist_cli.errors import UsageError
-from mnist_cli.runs import interrupts, manage, own_models, store
+from mnist_cli.report import own_models
+from mnist_cli.runs import interrupts, manage, store
 
 if TYPE_CHECKING:
     from mnist_cli.report.listing import Listed

@@ -15,9 +15,10 @@ from mnist_cli.cli import options as opt
 from mnist_cli.cli import screen
 from mnist_cli.config import Config, Flag
 from mnist_cli.errors import UsageError
+from mnist_cli.report import own_models
 from mnist_cli.report import session as sessions
 from mnist_cli.report.session import Interruption, Session
-from mnist_cli.runs import own_models, store
+from mnist_cli.runs import store
 from mnist_cli.runs.interrupts import Terminated
 from mnist_cli.sweeps.expand import Trial, expand, group, separators
 

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from mnist_cli.config import Config, Loaded
 from mnist_cli.errors import MnistError, RunError, SweepError, in_words, remedy
+from mnist_cli.report import own_models
 from mnist_cli.report.painter import Draw, painter
-from mnist_cli.runs import interrupts, own_models
+from mnist_cli.runs import interrupts
 from mnist_cli.runs.interrupts import Terminated
 from mnist_cli.runs.store import RunDirectory
 
