@@ -73,3 +73,8 @@ def test_precision_and_recall_of_a_table() -> None:
     assert [row["n"] for row in rows] == [4, 6, 0]
     assert [row["precision"] for row in rows] == [3 / 5, 4 / 5, None]
     assert [row["recall"] for row in rows] == [3 / 4, 4 / 6, None]
+
+
+def test_a_confidence_on_the_edge_belongs_below_it() -> None:
+    bins = grade.reliability(np.array([[0.6, 0.4], [0.61, 0.39]]), np.array([0, 0]))
+    assert [each.confidence for each in bins] == [0.6, 0.61]  # 0.6 is 9 of 15
