@@ -1,6 +1,9 @@
-"""What a person sees while runs train: a line per epoch, and in a terminal a progress bar."""
+"""What a person sees while runs train: a line per epoch, and in a terminal a progress bar.
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+Of a sweep a terminal has one table in place of the lines: the best runs so far.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -10,8 +13,12 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from mnist_cli.errors import in_words
 from mnist_cli.report import tables
 from mnist_cli.runs.run import Run
+from mnist_cli.runs.selection import selection_score
 from mnist_cli.runs.stopping import stop_reason
 from mnist_cli.sweeps.jobs import Ended, Epoch, Event, Failed, Started
+
+ROWS = 10  # of the table, at most
+BESIDE = 8  # lines of a terminal that the table leaves to other things
 
 
 class Display:
@@ -31,7 +38,7 @@ class Display:
         self._begun: list[tuple[Run, Started]] = []  # each run that trains or has, and its stack
         self._epochs = 0
         self._total_steps = total_steps
-        self._bar = _Bar(self.steps, console)
+        self._bar = _Bar(self.steps, self.standings, console)
         self._bar.add_task("", total=total_steps, speed="-")
 
     def live(self) -> AbstractContextManager[object]:
@@ -48,6 +55,31 @@ class Display:
                 own = run.records[-1]["step"] if run.records else 0
                 done, total = done + own, total - stack.steps + own
         return done, total
+
+    def standings(self) -> Iterator[RenderableType]:
+        """Of a sweep, a table of the best runs so far, and how many train and have ended."""
+        if len(self._labels) < 2:
+            return
+        begun = [run for run, _ in self._begun.copy()]
+        training = sum(run.status == "running" for run in begun)
+        most = max(1, min(ROWS, self._console.height - BESIDE))
+        best = [run for run in begun if run.best]
+        best.sort(key=lambda run: selection_score(run.best, run.config.train.select), reverse=True)
+        if best:
+            rows = [self._row(run) for run in best[:most]]
+            yield tables.table(rows, least=("epoch", "status")).fit(self._console.width)
+        ended = f"{len(begun) - training} ended"
+        yield f"{tables.counted(len(self._labels), 'run')}: {training} in training, {ended}"
+
+    def _row(self, run: Run) -> dict[str, str]:
+        settings = self._labels.get(run.folder.name, {})
+        return {
+            **{f">{tables.axis_name(key)}": tables.format_value(v) for key, v in settings.items()},
+            ">val acc": tables.percent(run.records[-1]["val/acc"]),
+            ">best": tables.percent(run.best["val/acc"] if run.best else None),
+            ">epoch": f"{len(run.records)}/{self._epochs}",
+            "status": run.status,
+        }
 
     def show(self, event: Event) -> None:
         """Shows what happened."""
@@ -75,8 +107,11 @@ class Display:
         if not alive:  # all that go on are still on the way to where they were
             return
         labels = [tables.settings(self._labels.get(run.folder.name, {})) for run in runs]
-        line = tables.stack_line(records, labels, self._epochs) if self._labels else ""
-        self._console.print(line or tables.epoch_line(alive[0], self._epochs))
+        width = self._console.width if self._console.is_terminal else None
+        if not self._labels:
+            self._console.print(tables.epoch_line(alive[0], self._epochs, width))
+        elif not width or len(self._labels) < 2:  # else the table has it
+            self._console.print(tables.stack_line(records, labels, self._epochs))
         for run in runs:
             if run.status == "diverged" and len(run.records) == alive[0]["epoch"]:
                 epoch = len(run.records)
@@ -94,11 +129,17 @@ class _Bar(Progress):
 
     Args:
         steps: those done and those in all; called from a thread of the bar's own.
+        above: what stands above the bar; called likewise.
         console: where to; anything but a terminal has no bar.
     """
 
-    def __init__(self, steps: Callable[[], tuple[int, int]], console: Console) -> None:
-        self._steps = steps
+    def __init__(
+        self,
+        steps: Callable[[], tuple[int, int]],
+        above: Callable[[], Iterable[RenderableType]],
+        console: Console,
+    ) -> None:
+        self._steps, self._above = steps, above
         super().__init__(
             BarColumn(bar_width=24),
             TaskProgressColumn(),
@@ -118,4 +159,5 @@ class _Bar(Progress):
             speed = f"{task.speed:,.0f}" if task.speed else "-"
             done, total = self._steps()
             self.update(task.id, completed=done, total=total, speed=speed)
+        yield from self._above()
         yield from super().get_renderables()

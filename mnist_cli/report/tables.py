@@ -40,7 +40,7 @@ def table(
     rows: Sequence[Mapping[str, RenderableType]],
     marked: int | None = None,
     least: Sequence[str] = (),
-) -> Table:
+) -> FittedTable:
     """A table whose columns are the keys of its rows; one row may be marked.
 
     ">" before a key means numbers, on the right. A column of nothing and `-` is left out. Where
@@ -119,15 +119,18 @@ def settings(pairs: Mapping[str, Any]) -> str:
     return ", ".join(f"{axis_name(key)} {format_value(item)}" for key, item in pairs.items())
 
 
-def epoch_line(record: Record, epochs: int) -> str:
-    """One epoch of one run."""
-    return (
-        f"epoch {record['epoch']:>{len(str(epochs))}}/{epochs}"
-        f"   train loss {loss(record['train/loss'])}  acc {percent(record['train/acc'])}"
-        f"   val loss {loss(record['val/loss'])}  acc {percent(record['val/acc'])}"
-        f"   lr {format_value(record['lr'])}"
-        f"   {duration(record['time/epoch_s'] + record['time/eval_s'])}"
-    )
+def epoch_line(record: Record, epochs: int, width: int | None = None) -> str:
+    """One epoch of one run; in less width without the last figures, then those of training."""
+    parts = [
+        f"epoch {record['epoch']:>{len(str(epochs))}}/{epochs}",
+        f"train loss {loss(record['train/loss'])}  acc {percent(record['train/acc'])}",
+        f"val loss {loss(record['val/loss'])}  acc {percent(record['val/acc'])}",
+        f"lr {format_value(record['lr'])}",
+        duration(record["time/epoch_s"] + record["time/eval_s"]),
+    ]
+    while width and len("   ".join(parts)) > width and len(parts) > 2:
+        parts.pop(-1 if len(parts) > 3 else 1)
+    return "   ".join(parts)
 
 
 def stack_line(records: Sequence[Record | None], labels: Sequence[str], epochs: int) -> str:

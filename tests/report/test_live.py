@@ -10,6 +10,7 @@ from rich.console import Console
 from mnist_cli.config import Config
 from mnist_cli.engine.loop import Record
 from mnist_cli.report.live import Display
+from mnist_cli.report.tables import epoch_line
 from mnist_cli.runs.metrics import MetricsLog
 from mnist_cli.runs.run import Run
 from mnist_cli.runs.store import RunDirectory
@@ -44,6 +45,33 @@ def test_a_step_of_a_stack_is_one_of_each_run_and_what_is_left_out_is_not_awaite
     first.runs[1].records.append({**RECORD, "step": 10})
     display.show(second)
     assert display.steps() == (19, 35)
+
+
+def test_a_sweep_has_one_table_of_its_best_runs_and_counts_those_that_ended() -> None:
+    written = io.StringIO()
+    console = Console(file=written, force_terminal=True, width=80, height=11, color_system=None)
+    labels = {name: {"optimizer.lr": float(index)} for index, name in enumerate("abcde")}
+    display = Display(console, labels, total_steps=50)
+    begun = started("abcd", lambda: 5)
+    for run, accuracy in zip(begun.runs, (0.2, 0.4, 0.3, 0.1), strict=True):
+        run.best = {**RECORD, "val/acc": accuracy}
+        run.records.append(run.best)
+    display.show(begun)
+    begun.runs[0].status = "diverged"
+    display.show(Epoch(begun.runs, [run.best for run in begun.runs], [None] * 4, seconds=1.0))
+    assert "epoch 1/2" not in written.getvalue()  # beside the table
+    table, ended = display.standings()
+    console.print(table)
+    lines = [line.split() for line in written.getvalue().splitlines() if "%" in line]
+    assert [words[:2] for words in lines] == [["1", "40.00"], ["2", "30.00"], ["0", "20.00"]]
+    assert ended == "5 runs: 3 in training, 1 ended"
+
+
+@pytest.mark.parametrize(("width", "kept"), [(120, 5), (80, 3), (40, 2)])
+def test_a_line_of_an_epoch_fits(width: int, kept: int) -> None:
+    line = epoch_line(RECORD, 4, width)
+    assert len(line) <= width
+    assert (len(line.split("   ")), "val loss" in line) == (kept, True)
 
 
 def test_a_terminal_shows_the_share_of_all_steps(monkeypatch: pytest.MonkeyPatch) -> None:
