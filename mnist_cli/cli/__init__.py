@@ -41,7 +41,6 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # plain help comes in half the time
-    add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Train small image classifiers from a YAML config, sweep settings, evaluate the best.",
     epilog="Anywhere on the command line, --quiet leaves results and errors alone, without "

@@ -7,7 +7,9 @@ from typing import Annotated, Any, Literal
 from typer import Argument, Option
 
 from mnist_cli.config import Flag
+from mnist_cli.config.presets import presets
 from mnist_cli.errors import UsageError
+from mnist_cli.runs import store
 
 # The settings that flags stand for; of the last two, values to sweep.
 KEYS = {
@@ -29,6 +31,15 @@ def _setting(flag: str, metavar: str, what: str) -> Any:
     return Option(flag, metavar=metavar, help=f"{what} ({key}) [the config's].")
 
 
+def _configs(incomplete: str) -> list[str]:
+    return [name for name in presets() if name.startswith(incomplete)]
+
+
+def _runs(incomplete: str) -> list[str]:
+    found = reversed(store.all_runs(store.runs_root(None)))
+    return [run.name for run in found if run.name.startswith(incomplete)]
+
+
 ConfigOption = Annotated[
     str | None,
     Option(
@@ -36,6 +47,7 @@ ConfigOption = Annotated[
         "-c",
         metavar="FILE|NAME",
         help="A YAML file, - for stdin, or a shipped config [mlp].",
+        autocompletion=_configs,
     ),
 ]
 Overrides = Annotated[
@@ -43,6 +55,7 @@ Overrides = Annotated[
     Argument(
         metavar="CONFIG|KEY=VALUE",
         help="A config, as for --config, and settings of it: model=cnn lr=0.1 model.depth=3.",
+        autocompletion=_configs,
     ),
 ]
 Lr = Annotated[str | None, _setting("--lr", "X", "Learning rate")]
@@ -84,11 +97,19 @@ Model = Annotated[
 ]
 RunArgument = Annotated[
     str | None,
-    Argument(metavar="[RUN]", help="A run or sweep: name, folder or checkpoint [the newest]."),
+    Argument(
+        metavar="[RUN]",
+        help="A run or sweep: name, folder or checkpoint [the newest].",
+        autocompletion=_runs,
+    ),
 ]
 RunArguments = Annotated[
     list[str] | None,
-    Argument(metavar="[RUN]...", help="Runs or sweeps: name, folder or checkpoint [the newest]."),
+    Argument(
+        metavar="[RUN]...",
+        help="Runs or sweeps: name, folder or checkpoint [the newest].",
+        autocompletion=_runs,
+    ),
 ]
 SplitName = Literal["train", "val", "test"]
 

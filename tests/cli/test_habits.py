@@ -73,3 +73,28 @@ def test_help_is_a_command_too(mnist: Mnist) -> None:
     assert mnist("help").out == mnist("--help").out
     assert mnist("help", "runs", "list").out == mnist("runs", "list", "--help").out
     assert mnist("help", "fly").code == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "completed"),
+    [
+        ("ev", ["eval"]),
+        ("train cnn_", ["cnn_sequential"]),
+        ("train -c dep", ["depth"]),
+        ("runs show mlp-", ["mlp-sweep-0001", "mlp-0001"]),
+        ("plot mlp-s", ["mlp-sweep-0001"]),
+        ("resume mlp-0", ["mlp-0001"]),
+    ],
+)
+def test_a_shell_completes_commands_configs_and_runs(
+    words: str, completed: list[str], mnist: Mnist, trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("_MNIST_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", f"mnist {words}")
+    monkeypatch.setenv("COMP_CWORD", str(len(words.split())))
+    ended = mnist()
+    assert (ended.code, ended.out.split()) == (0, completed)
+
+
+def test_completion_is_installed_by_a_script_that_can_be_shown(mnist: Mnist) -> None:
+    assert "_MNIST_COMPLETE=complete_bash" in mnist("--show-completion", "bash").out
