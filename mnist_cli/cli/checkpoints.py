@@ -17,6 +17,7 @@ from mnist_cli.config.schema import OwnData
 from mnist_cli.errors import CheckpointError, UsageError, in_words
 from mnist_cli.report import own_models
 from mnist_cli.runs import interrupts, store
+from mnist_cli.sweeps.stats import rank
 
 if TYPE_CHECKING:
     from mnist_cli.runs.checkpoint import Checkpoint
@@ -41,6 +42,9 @@ def evaluate(
     ensemble: Annotated[
         bool, Option("--ensemble", help="Measure all runs, or those of a sweep, together.")
     ] = False,
+    seeds: Annotated[
+        bool, Option("--seeds", help="Of a sweep, every seed of the best setting; their spread.")
+    ] = False,
     model: opt.Model = None,
     device: opt.Device = None,
     runs_dir: opt.RunsDir = None,
@@ -58,8 +62,9 @@ def evaluate(
     overrides = [word for word in words or () if "=" in word and not Path(word).exists()]
     named = [Path(word) for word in words or () if word not in overrides]
     paths = [_find_checkpoint(path, root, as_json) for path in named or [checkpoint]]
-    if ensemble:
-        paths = _members([store.find(root, str(path)) for path in named or paths])
+    if ensemble or seeds:
+        found = [store.find(root, str(path)) for path in named or paths]
+        paths = [path for each in found for path in _members(each, seeds)]
 
     from mnist_cli.runs import evaluate
     from mnist_cli.runs.datasets import Datasets
@@ -80,6 +85,8 @@ def evaluate(
     parts: list[Any] = []
     if len(documents) > 1 or calibration:
         parts.append(tables.evaluations(documents))
+    if seeds:
+        parts.append(tables.over_seeds(split, [document["acc"] for document in documents]))
     if ensemble:
         one = _together(documents, predictions)
     if ensemble or not parts:
@@ -295,17 +302,28 @@ def _find_checkpoint(path: Path, root: Path, as_json: bool) -> Path:
     raise CheckpointError(f"{path}: there is no such file or run", hint)
 
 
-def _members(found: Sequence[store.RunDirectory]) -> list[Path]:
-    """The best checkpoints of all finished runs among sweeps and runs.
+def _members(folder: store.RunDirectory, best_setting: bool) -> list[Path]:
+    """The checkpoints of a sweep's finished runs, or that of a run.
+
+    Args:
+        folder: of a sweep or a run.
+        best_setting: whether only those runs count that have the winner's settings.
 
     Raises:
-        UsageError: there is none.
+        UsageError: none is finished, or checkpoints were not kept.
     """
-    runs = [run for each in found for run in (each.trials() if each.is_sweep else [each])]
-    members = [run.best for run in runs if run.status() in ("finished", "imported")]
+    runs = list(folder.trials()) if folder.is_sweep else [folder]
+    if best_setting and (trials := folder.summary().get("trials")):
+        runs = [
+            runs[index] for index in sorted(rank(trials, folder.config().train.select)[0].trials)
+        ]
+    members = [run for run in runs if run.status() in ("finished", "imported")]
     if not members:
-        raise UsageError(f"none is finished of {', '.join(each.name for each in found)}")
-    return members
+        raise UsageError(f"none is finished of {folder.name}")
+    if gone := [run.name for run in members if run.meta().get("discarded")]:
+        what = f"{folder.name} kept the best checkpoints only: that of {gone[0]} is gone"
+        raise UsageError(what, "train without --keep best, or evaluate the best alone")
+    return [run.best for run in members]
 
 
 def _load(

@@ -87,6 +87,10 @@ Workers = Annotated[
     int | None,
     Option("--workers", metavar="N", min=1, help="Processes to train in [as many as pay]."),
 ]
+Keep = Annotated[
+    Literal["all", "best"],
+    Option("--keep", help="Of runs that differ in their seed alone, whose checkpoints to keep."),
+]
 CheckpointOption = Annotated[
     Path,
     Option("--checkpoint", metavar="FILE|RUN", help="A best.pt or last.pt, or a run: its best."),

@@ -43,6 +43,7 @@ def train(
     runs_dir: opt.RunsDir = None,
     fuse: opt.Fuse = "on",
     workers: opt.Workers = None,
+    keep: opt.Keep = "all",
     as_json: opt.Json = False,
 ) -> None:
     """Train one run as the config says, or the same with several seeds.
@@ -59,7 +60,7 @@ def train(
     _note_choices(loaded)
     root = store.runs_root(runs_dir)
     if swept:
-        options = {"fuse": fuse == "on", "workers": workers, "test": False}
+        options = {"fuse": fuse == "on", "workers": workers, "keep": keep, "test": False}
         _start_sweep(chosen, expand(chosen), root, "seeds", options, as_json)
         return
     begin = partial(store.create, root, chosen.name or "run")
@@ -89,6 +90,7 @@ def sweep(
     runs_dir: opt.RunsDir = None,
     fuse: opt.Fuse = "on",
     workers: opt.Workers = None,
+    keep: opt.Keep = "all",
     dry_run: Annotated[
         bool, Option("--dry-run", help="List the runs and how they are grouped; run nothing.")
     ] = False,
@@ -118,7 +120,7 @@ def sweep(
         own_models.prepare((trial.config for trial in trials), show)
         _show_plan(trials, as_json)
         return
-    options = {"fuse": fuse == "on", "workers": workers, "test": True}
+    options = {"fuse": fuse == "on", "workers": workers, "keep": keep, "test": True}
     _start_sweep(loaded.config, trials, store.runs_root(runs_dir), "sweep", options, as_json)
 
 

@@ -447,6 +447,14 @@ def evaluations(documents: Sequence[Record]) -> Table:
     return table(rows, least=("data", "n", "loss"))
 
 
+def over_seeds(split: str, accuracies: Sequence[float]) -> str:
+    """The mean accuracy over seeds, its spread, and where the mean lies."""
+    sample = Sample.of(accuracies)
+    where = f"95 % interval of the mean {interval(sample)}" if sample.n >= stats.MIN_SEEDS else ""
+    about = where or f"too few seeds to judge ({sample.n})"
+    return f"{split} accuracy over {counted(sample.n, 'seed')}: {spread(sample)} ({about})"
+
+
 def class_table(classes: Sequence[Record]) -> Table:
     """Precision and recall of each class."""
     return table(

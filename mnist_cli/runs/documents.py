@@ -98,6 +98,7 @@ class Meta(TypedDict, total=False):
     weights: dict[str, str]  # of a run that was imported: the file they come from
     runs_in_stack: int
     error: str
+    discarded: bool  # whether its checkpoints were removed once it had ended
     epochs: int  # how many there shall be, once more were asked for than at the start
     resumed: list[str]
     note: str  # what a person says of it
@@ -108,6 +109,7 @@ class Meta(TypedDict, total=False):
     fuse: bool
     workers: int | None
     stacks: list[Members]  # how the runs are divided
+    keep: str  # `best` if the checkpoints of runs that are no longer the best of their setting go
     tested: dict[str, Any]  # what was measured on the test split, and of which weights
 
 

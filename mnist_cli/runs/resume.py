@@ -139,7 +139,9 @@ def _read_outcome(run: Run) -> bool:
         return False
     try:
         records = run.folder.metrics()
-        best = checkpoints.load(run.folder.best).epoch if found.get("best") else None
+        best = (found.get("best") or {}).get("epoch")
+        if best is not None and not run.meta.get("discarded"):
+            best = checkpoints.load(run.folder.best).epoch
     except (UsageError, CheckpointError):
         return False
     if (len(records), best) != (found.get("epochs"), (found.get("best") or {}).get("epoch")):

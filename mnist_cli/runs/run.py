@@ -226,6 +226,18 @@ def record_outcome(run: Run, status: Status, error: str | None = None) -> None:
     update_meta(run, outcome)
 
 
+def discard(run: Run) -> None:
+    """Removes the checkpoints of a run that has ended; its figures stay.
+
+    Raises:
+        OSError: the folder cannot be written to.
+    """
+    update_meta(run, {"discarded": True})  # first: without it a run without checkpoints starts over
+    for path in (run.folder.last, run.folder.best):
+        path.unlink(missing_ok=True)
+    write_json(run.folder.path / "summary.json", summary(run))
+
+
 def _forget_uncommitted(run: Run) -> None:
     """Has a run and its metrics be what its checkpoints hold, whichever write it failed at."""
     last, best = (

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, field
-from typing import cast
+from typing import Literal, cast
 
 from mnist_cli import config as configs
 from mnist_cli.config import Config
@@ -26,7 +26,7 @@ from mnist_cli.runs.store import RunDirectory
 from mnist_cli.sweeps.driver import drive
 from mnist_cli.sweeps.executors import Executor
 from mnist_cli.sweeps.expand import Trial, expand, group
-from mnist_cli.sweeps.jobs import Event
+from mnist_cli.sweeps.jobs import Ended, Event
 from mnist_cli.sweeps.plan import Plan, StackPlan, can_fork, plan
 from mnist_cli.sweeps.stats import rank
 
@@ -60,6 +60,7 @@ def create(
     test: bool = True,
     fuse: bool = True,
     workers: int | None = None,
+    keep: Literal["all", "best"] = "all",
 ) -> Sweep:
     """A new sweep, whose folder can be looked at from the first moment.
 
@@ -70,9 +71,12 @@ def create(
         test: whether the winner is measured on the test split at the end.
         fuse: whether runs that can train together shall.
         workers: how many processes, if not as many as pay.
+        keep: with `best`, of the runs of each setting that have ended, the best alone keeps its
+            checkpoints; all keep their figures.
     """
     meta = documents.new_meta("running")
     meta.update({"runs": len(trials), "test": test, "fuse": fuse, "workers": workers})
+    meta["keep"] = keep
     runs.keep_model(config, folder, meta)
     folder.write_meta(meta)
     _write_config(folder, config)  # by which it is seen to be a sweep
@@ -94,6 +98,10 @@ def reopen(folder: RunDirectory, epochs: int | None, note: Callable[[str], None]
     asked, meta = folder.config(), folder.meta() or documents.new_meta("running")
     if epochs is not None and "train.epochs" in asked.sweep:
         raise UsageError("this sweep tries several epochs, so --epochs cannot extend it")
+    if epochs is not None and meta.get("keep") == "best":
+        raise UsageError(
+            "this sweep kept its best checkpoints only: --epochs cannot extend it"
+        )
     config, trials = resume.extended(asked, epochs), expand(asked)
     there = {t.index for t in trials if folder.trial(t.index).config_path.exists()}
     for trial in trials:
@@ -173,7 +181,11 @@ def run(
     _save(sweep)
     try:
         with closing(drive(sweep.runs, stacks, executor)) as events:
-            yield from events
+            for event in events:
+                yield event
+                if isinstance(event, Ended) and sweep.meta.get("keep") == "best":
+                    with suppress(OSError):  # it costs room on the disk, and no run
+                        _discard_others(sweep)
         _finish(sweep, datasets)
     except INTERRUPTIONS:
         sweep.status = "interrupted"
@@ -244,6 +256,14 @@ def _finish(sweep: Sweep, datasets: Datasets) -> None:
         sweep.meta["tested"] = tested
         sweep.folder.write_meta(sweep.meta)  # whatever comes: once
     sweep.test = {key: tested[key] for key in ("test/loss", "test/acc")}
+
+
+def _discard_others(sweep: Sweep) -> None:
+    """Of the runs of each setting that have ended, leaves checkpoints to the best alone."""
+    for same in rank(_rows(sweep), sweep.config.train.select):
+        for trained in (sweep.runs[index] for index in same.trials[1:]):
+            if trained.status in ("finished", "diverged") and not trained.meta.get("discarded"):
+                runs.discard(trained)
 
 
 def _keep_winner(sweep: Sweep) -> Run | None:
