@@ -99,9 +99,7 @@ def reopen(folder: RunDirectory, epochs: int | None, note: Callable[[str], None]
     if epochs is not None and "train.epochs" in asked.sweep:
         raise UsageError("this sweep tries several epochs, so --epochs cannot extend it")
     if epochs is not None and meta.get("keep") == "best":
-        raise UsageError(
-            "this sweep kept its best checkpoints only: --epochs cannot extend it"
-        )
+        raise UsageError("this sweep kept its best checkpoints only: --epochs cannot extend it")
     config, trials = resume.extended(asked, epochs), expand(asked)
     there = {t.index for t in trials if folder.trial(t.index).config_path.exists()}
     for trial in trials:
