@@ -11,7 +11,7 @@ from mnist_cli.cli.screen import console, human_console, print_error, print_json
 from mnist_cli.config.presets import SCHEMA_LINE, description, find_preset, presets
 from mnist_cli.data import durable
 from mnist_cli.errors import MnistError, UsageError
-from mnist_cli.runs import documents
+from mnist_cli.report import schemas
 
 app = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help="Show, check, copy configs.")
 
@@ -72,10 +72,10 @@ def config_schema(
     """Print the JSON Schema of a config, or of what --json prints."""
     if document == "config":
         print_json(configs.json_schema())
-    elif document in documents.PRINTED:
-        print_json(documents.json_schema(document))
+    elif document in schemas.PRINTED:
+        print_json(schemas.json_schema(document))
     else:
-        there_are = ", ".join(("config", *documents.PRINTED))
+        there_are = ", ".join(("config", *schemas.PRINTED))
         raise UsageError(f"--for {document}: no schema of it", f"there are: {there_are}")
 
 

@@ -10,7 +10,7 @@ import subprocess
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any, Literal, NotRequired, Required, TypeVar
+from typing import Annotated, Any, Literal, Required, TypeVar
 
 import pydantic
 from typing_extensions import TypedDict  # pydantic, which needs it itself, asks for this one
@@ -187,82 +187,3 @@ class ClassGrade(TypedDict):
     n: int
     precision: float | None
     recall: float | None
-
-
-class Evaluation(TypedDict):
-    """What `eval` prints of a checkpoint."""
-
-    checkpoint: str
-    data: str
-    split: Literal["train", "val", "test"]
-    n: int
-    loss: float | None
-    acc: float | None
-    classes: list[ClassGrade]
-    calibration: NotRequired[dict[str, Any]]  # see `grade.Calibration`
-    plot: NotRequired[str]  # the reliability diagram
-
-
-class Ensemble(TypedDict):
-    """What `eval --ensemble` prints: of each run, and of the mean of their probabilities."""
-
-    members: list[Evaluation]
-    data: str
-    split: Literal["train", "val", "test"]
-    n: int
-    loss: float | None
-    acc: float | None
-    classes: list[ClassGrade]
-
-
-# What `predict` prints of a picture: what it is taken for, or why it cannot be read.
-Prediction = TypedDict(
-    "Prediction",
-    {
-        "image": Required[str],
-        "class": str,
-        "probability": float,
-        "probabilities": dict[str, float],
-        "error": str,
-    },
-    total=False,
-)
-
-
-class ReportFile(TypedDict):
-    """What `report` prints: the run and its page."""
-
-    run: str
-    report: str
-
-
-class Failure(TypedDict):
-    """Why there is no other document."""
-
-    code: int
-    message: str
-    hint: str | None
-
-
-class FailureDocument(TypedDict):
-    """What every command prints for one that failed before it had anything to print."""
-
-    error: Failure
-
-
-PRINTED: dict[str, Any] = {
-    "train": Summary,
-    "sweep": Summary,
-    "resume": Summary,
-    "import": Summary,
-    "eval": Evaluation | list[Evaluation] | Ensemble,
-    "predict": list[Prediction],
-    "report": ReportFile,
-    "error": FailureDocument,
-}
-"""What the commands print under `--json`."""
-
-
-def json_schema(command: str) -> dict[str, Any]:
-    """A JSON Schema of what a command of `PRINTED` prints; keys that it lacks may be there too."""
-    return _validator(PRINTED[command]).json_schema()

@@ -8,10 +8,11 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import numpy as np
 import pytest
 
-from mnist_cli.report import figures
+from mnist_cli.report import figures, schemas
 from mnist_cli.report.page import Page, embedded, tag
 from mnist_cli.runs.evaluate import Classified
 from mnist_cli.runs.store import RunDirectory
@@ -165,6 +166,7 @@ def test_it_needs_no_other_file(mnist: Mnist, trained: Path, tmp_path: Path) -> 
     ended = mnist("report", "mlp-0001", "-o", str(out), "--json")
     assert ended.code == 0
     assert ended.json == {"run": "mlp-0001", "report": str(out)}
+    jsonschema.validate(ended.json, schemas.json_schema("report"))
     found = Parsed(out.read_text())
     assert "Plotly" in found.data[0]
     assert not [attrs for name, attrs in found.elements if name == "link" or attrs.get("href")]

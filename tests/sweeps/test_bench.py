@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jsonschema
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -16,6 +17,7 @@ from mnist_cli.config import Config
 from mnist_cli.data.dataset import Dataset
 from mnist_cli.errors import RunError
 from mnist_cli.models.modules import build
+from mnist_cli.report import schemas
 from mnist_cli.sweeps import bench as benches
 from mnist_cli.sweeps.bench import CASES, Case, Variant, engine, roofline, tutorial
 from mnist_cli.sweeps.plan import Plan, StackPlan, can_fork
@@ -117,6 +119,7 @@ def python(*argv: str) -> "subprocess.CompletedProcess[str]":
 def test_the_document() -> None:
     ended = python("mnist_cli", "bench", "--quick", "--only", "logistic", "--json")
     found = json.loads(ended.stdout, parse_constant=pytest.fail)
+    jsonschema.validate(found, schemas.json_schema("bench"))
     machine = ["cpu", "cores", "threads", "device", "torch", "python", "system", "load"]
     assert [*found["machine"]] == machine
     (work,) = found["works"]
