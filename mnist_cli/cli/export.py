@@ -12,7 +12,10 @@ from mnist_cli.errors import UsageError, in_words
 
 def runs_export(
     runs: Annotated[list[str], Argument(metavar="RUN...", help="Runs or sweeps.")],
-    to: Annotated[Literal["csv", "parquet", "tensorboard"], Option("--to", help="What for.")],
+    to: Annotated[
+        Literal["csv", "parquet", "tensorboard", "mlflow", "wandb"],
+        Option("--to", help="What for."),
+    ],
     output: Annotated[
         Path | None, Option("--output", "-o", metavar="PATH", help="A new file [runs.csv ...].")
     ] = None,
@@ -20,7 +23,8 @@ def runs_export(
 ) -> None:
     """Write the figures of runs, epoch by epoch.
 
-    They are one table, with the settings in which the runs differ; for TensorBoard, a folder.
+    CSV and Parquet are one table, with the settings in which the runs differ. TensorBoard takes a
+    folder, MLflow an SQLite file, W&B a folder of offline runs, which `wandb sync` sends.
     """
     from mnist_cli.report.export import export
 

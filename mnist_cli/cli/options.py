@@ -91,6 +91,10 @@ Keep = Annotated[
     Literal["all", "best"],
     Option("--keep", help="Of runs that differ in their seed alone, whose checkpoints to keep."),
 ]
+TensorBoard = Annotated[
+    bool,
+    Option("--tensorboard", help="Write for TensorBoard too: `tensorboard --logdir runs`."),
+]
 CheckpointOption = Annotated[
     Path,
     Option("--checkpoint", metavar="FILE|RUN", help="A best.pt or last.pt, or a run: its best."),

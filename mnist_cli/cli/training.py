@@ -44,6 +44,7 @@ def train(
     fuse: opt.Fuse = "on",
     workers: opt.Workers = None,
     keep: opt.Keep = "all",
+    tensorboard: opt.TensorBoard = False,
     as_json: opt.Json = False,
 ) -> None:
     """Train one run as the config says, or the same with several seeds.
@@ -61,10 +62,10 @@ def train(
     root = store.runs_root(runs_dir)
     if swept:
         options = {"fuse": fuse == "on", "workers": workers, "keep": keep, "test": False}
-        _start_sweep(chosen, expand(chosen), root, "seeds", options, as_json)
+        _start_sweep(chosen, expand(chosen), root, "seeds", options, tensorboard, as_json)
         return
     begin = partial(store.create, root, chosen.name or "run")
-    with _session([chosen], begin, as_json) as session:
+    with _session([chosen], begin, tensorboard, as_json) as session:
         from mnist_cli.runs import run as runs
 
         _train_run(runs.create(chosen, session.folder), session, as_json)
@@ -91,6 +92,7 @@ def sweep(
     fuse: opt.Fuse = "on",
     workers: opt.Workers = None,
     keep: opt.Keep = "all",
+    tensorboard: opt.TensorBoard = False,
     dry_run: Annotated[
         bool, Option("--dry-run", help="List the runs and how they are grouped; run nothing.")
     ] = False,
@@ -121,7 +123,9 @@ def sweep(
         _show_plan(trials, as_json)
         return
     options = {"fuse": fuse == "on", "workers": workers, "keep": keep, "test": True}
-    _start_sweep(loaded.config, trials, store.runs_root(runs_dir), "sweep", options, as_json)
+    _start_sweep(
+        loaded.config, trials, store.runs_root(runs_dir), "sweep", options, tensorboard, as_json
+    )
 
 
 def resume(
@@ -133,6 +137,7 @@ def resume(
     model: opt.Model = None,
     runs_dir: opt.RunsDir = None,
     workers: opt.Workers = None,
+    tensorboard: opt.TensorBoard = False,
     as_json: opt.Json = False,
 ) -> None:
     """Go on with an interrupted run or sweep, to the same bits.
@@ -152,7 +157,7 @@ def resume(
             f"{folder.name} goes on with its sweep", f"go on with: {sessions.resume_command(owner)}"
         )
     note = screen.console(stderr=True).print
-    with _session([], lambda: folder, as_json) as session:
+    with _session([], lambda: folder, tensorboard, as_json) as session:
         from mnist_cli.runs import resume as resuming
         from mnist_cli.sweeps import sweep as sweeps
 
@@ -179,7 +184,10 @@ def resume(
 
 @contextmanager
 def _session(
-    configs: Sequence[Config], begin: Callable[[], store.RunDirectory], as_json: bool
+    configs: Sequence[Config],
+    begin: Callable[[], store.RunDirectory],
+    tensorboard: bool,
+    as_json: bool,
 ) -> Iterator[Session]:
     """A `session` of a command; if it is interrupted, it says so, and how to go on."""
 
@@ -190,7 +198,9 @@ def _session(
         raise SystemExit(code) from None
 
     results, progress = screen.human_console(as_json), screen.console(stderr=True)
-    with sessions.session(configs, begin, results, progress, interrupted) as session:
+    with sessions.session(
+        configs, begin, results, progress, interrupted, tensorboard=tensorboard
+    ) as session:
         yield session
 
 
@@ -200,11 +210,12 @@ def _start_sweep(
     root: Path,
     kind: str,
     options: Mapping[str, Any],
+    tensorboard: bool,
     as_json: bool,
 ) -> None:
     """Makes a sweep in a folder of its own and trains it; `options` are those of `sweep.create`."""
     begin = partial(store.create, root, f"{config.name or 'run'}-{kind}")
-    with _session([trial.config for trial in trials], begin, as_json) as session:
+    with _session([trial.config for trial in trials], begin, tensorboard, as_json) as session:
         from mnist_cli.sweeps import sweep as sweeps
 
         sweep = sweeps.create(config, trials, session.folder, **options)

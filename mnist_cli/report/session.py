@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from mnist_cli.config import Config, Loaded
 from mnist_cli.errors import MnistError, RunError, SweepError, in_words, remedy
 from mnist_cli.report import own_models
+from mnist_cli.report.export import EventFiles
 from mnist_cli.report.painter import Draw, painter
 from mnist_cli.runs import interrupts
 from mnist_cli.runs.interrupts import Terminated
@@ -40,12 +41,14 @@ class Session:
         datasets: where its data comes from.
         results: where results go.
         progress: where everything on the way goes.
+        events: what TensorBoard reads, if it shall.
     """
 
     folder: RunDirectory
     datasets: "Datasets"
     results: "Console"
     progress: "Console"
+    events: "EventFiles | None"
     _draw: Draw
 
     def draw(self) -> None:
@@ -66,6 +69,8 @@ def session(
     results: "Console",
     progress: "Console",
     interrupted: Callable[[RunDirectory, Interruption], None],
+    *,
+    tensorboard: bool = False,
 ) -> Iterator[Session]:
     """A training in a folder, from before torch is loaded.
 
@@ -75,10 +80,11 @@ def session(
         results: where results go.
         progress: where everything on the way goes.
         interrupted: called with the folder once what an interruption left is saved.
+        tensorboard: whether every run gets files for TensorBoard, epoch by epoch.
 
     Raises:
-        MnistError: data or a device are not there, another process trains in the folder, or
-            nothing can be written to it.
+        MnistError: data, a device or a package are not there, another process trains in the
+            folder, or nothing can be written to it.
     """
     with painter() as draw:
         from mnist_cli.runs.datasets import Datasets
@@ -90,8 +96,10 @@ def session(
         for config in kinds.values():
             datasets.get(config)
         own_models.prepare(configs, progress.print, datasets)
-        with _held(begin, interrupted) as folder:
-            yield Session(folder, datasets, results, progress, draw)
+        with ExitStack() as stack:
+            events = stack.enter_context(EventFiles()) if tensorboard else None
+            folder = stack.enter_context(_held(begin, interrupted))
+            yield Session(folder, datasets, results, progress, events, draw)
 
 
 def train_run(run: "Run", session: Session) -> None:
@@ -214,7 +222,7 @@ def _watch(
 ) -> list[Exception]:
     """Shows what happens until all has ended; returns what failed."""
     from mnist_cli.report.live import Display
-    from mnist_cli.sweeps.jobs import Failed
+    from mnist_cli.sweeps.jobs import Epoch, Failed
 
     steps = 0
     for run in runs:
@@ -225,6 +233,10 @@ def _watch(
     with display.live(), closing(events):
         for event in events:
             display.show(event)
+            if session.events and isinstance(event, Epoch):
+                for run, record in zip(event.runs, event.records, strict=True):
+                    if record:
+                        session.events.add(run.folder.path / "tensorboard", record)
             if isinstance(event, Failed):
                 failures.append(event.error)
     return failures

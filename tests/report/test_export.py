@@ -44,6 +44,9 @@ def test_a_table_has_every_epoch_and_the_settings_in_which_runs_differ(mnist: Mn
     [
         ("pyarrow", ("runs", "export", "mlp-0001", "--to", "parquet")),
         ("torch.utils.tensorboard", ("runs", "export", "mlp-0001", "--to", "tensorboard")),
+        ("torch.utils.tensorboard", ("train", *SMALL, "--tensorboard")),
+        ("mlflow", ("runs", "export", "mlp-0001", "--to", "mlflow")),
+        ("wandb", ("runs", "export", "mlp-0001", "--to", "wandb")),
         ("onnxscript", ("export", "mlp-0001", "--to", "onnx")),
     ],
 )
@@ -56,6 +59,7 @@ def test_a_missing_package_is_a_sentence_that_says_what_installs_it(
     assert ended.code == 2
     assert "not installed here" in ended.err
     assert "hint: pip install" in ended.err
+    assert sorted(path.name for path in Path("runs").iterdir() if path.is_dir()) == ["mlp-0001"]
 
 
 def test_parquet_and_tensorboard_hold_every_epoch(mnist: Mnist) -> None:
@@ -70,6 +74,35 @@ def test_parquet_and_tensorboard_hold_every_epoch(mnist: Mnist) -> None:
     events = accumulator.EventAccumulator("runs.tensorboard/mlp-0001").Reload()
     (found,) = events.Scalars("val/loss")
     assert (found.step, found.value) == (1, pytest.approx(own["val/loss"]))
+
+
+def test_mlflow_and_wandb_take_every_epoch(mnist: Mnist) -> None:
+    mlflow = pytest.importorskip("mlflow")
+    pytest.importorskip("wandb")
+
+    assert mnist("train", *SMALL).code == 0
+    (own,) = api.load("mlp-0001").metrics
+    for to in ("mlflow", "wandb"):
+        assert mnist("runs", "export", "mlp-0001", "--to", to).code == 0
+    client = mlflow.MlflowClient("sqlite:///runs.mlflow")
+    (experiment,) = client.search_experiments(filter_string="name = 'mnist'")
+    (logged,) = client.search_runs([experiment.experiment_id])
+    assert logged.data.params["model.depth"] == "2"
+    (found,) = client.get_metric_history(logged.info.run_id, "val/acc")
+    assert (found.step, found.value) == (1, own["val/acc"])
+    assert list(Path("runs.wandb").rglob("*.wandb"))
+
+
+def test_tensorboard_can_look_on(mnist: Mnist) -> None:
+    """Also where a run goes on: an epoch stands there once."""
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+
+    assert mnist("sweep", *SMALL, "--seeds", "2", "--tensorboard").code == 0
+    assert mnist("resume", "mlp-sweep-0001", "--epochs", "2", "--tensorboard").code == 0
+    for run in api.load("mlp-sweep-0001").runs:
+        events = accumulator.EventAccumulator(str(run.path / "tensorboard")).Reload()
+        found = [(each.step, pytest.approx(each.value)) for each in events.Scalars("val/loss")]
+        assert found == [(row["epoch"], row["val/loss"]) for row in run.metrics]
 
 
 @pytest.mark.parametrize("model", ["mlp", "cnn", "cnn_sequential", "lenet", "resnet", "scratch"])
