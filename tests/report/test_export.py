@@ -76,6 +76,7 @@ def test_parquet_and_tensorboard_hold_every_epoch(mnist: Mnist) -> None:
     assert (found.step, found.value) == (1, pytest.approx(own["val/loss"]))
 
 
+@pytest.mark.filterwarnings("ignore::Warning")  # these packages warn of their own parts
 def test_mlflow_and_wandb_take_every_epoch(mnist: Mnist) -> None:
     mlflow = pytest.importorskip("mlflow")
     pytest.importorskip("wandb")
