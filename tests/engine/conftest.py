@@ -9,7 +9,5 @@ from mnist_cli.data.dataset import Dataset, load
 
 @pytest.fixture(scope="session")
 def data() -> Dataset:
-    config = Config.model_validate(
-        {"data": {"name": "synthetic", "size": 140, "split": "official"}}
-    )
+    config = Config.model_validate({"data": {"name": "synthetic", "size": 70, "split": "official"}})
     return load(config.data, torch.device("cpu"), print)

@@ -17,7 +17,7 @@ from mnist_cli.report import plots
 from mnist_cli.runs import checkpoint as checkpoints
 from mnist_cli.runs.store import RunDirectory
 from tests.conftest import Mnist
-from tests.engine.test_stack import assert_same, config_of, train_alone
+from tests.engine.test_stack import BATCH, assert_same, config_of, train_alone
 
 SMALL = ("data={name: synthetic, size: 140, batch_size: 32}", "--epochs", "3", "optimizer=sgd")
 # From epoch 2 on the learning rate is beyond anything, or as it was.
@@ -198,7 +198,7 @@ def test_a_run_without_a_limit_keeps_a_gradient_too_long_to_measure() -> None:
 
 
 def test_a_stack_of_limits_is_the_plain_loop_with_each(data: Dataset) -> None:
-    section, ends = {"name": "synthetic", "batch_size": 32}, []
+    section, ends = {"name": "synthetic", "batch_size": BATCH}, []
     configs = [
         config_of(
             *("mlp", "adam", "constant"),
