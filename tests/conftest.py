@@ -20,11 +20,28 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 from mnist_cli.cli import run_command  # noqa: E402
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _draw() -> Iterator[Callable[[Any], Any]]:
+    """Nothing is drawn and nothing outlives the power, both of which take longer than the rest."""
+    from mnist_cli.report import plots
+
+    draw = plots.draw
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda _: None)
+        patch.setattr(plots, "draw", lambda _: [])
+        yield draw
+
+
 @pytest.fixture(autouse=True)
 def _own_folders(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
+    _draw: Callable[[Any], Any],
 ) -> None:
     """No test sees the user's runs, data or settings; only `real_data` ones use the network."""
+    if request.node.get_closest_marker("pictures"):
+        monkeypatch.setattr("mnist_cli.report.plots.draw", _draw)
     monkeypatch.setenv("COLUMNS", "120")
     monkeypatch.delenv("NO_COLOR", raising=False)
     monkeypatch.setenv("MNIST_RUNS_DIR", str(tmp_path / "runs"))
@@ -69,13 +86,10 @@ def mnist(capsys: pytest.CaptureFixture[str]) -> Mnist:
 
 
 @pytest.fixture
-def forked_alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """For commands in forked processes: no pictures, which take longer than everything else; and
-    nobody stays behind."""
-    from mnist_cli.report import plots
+def forked_alone() -> Iterator[None]:
+    """For commands in forked processes: nobody stays behind."""
     from tests.reliability.harness import end_all
 
-    monkeypatch.setattr(plots, "draw", lambda _: [])
     yield
     end_all()
 

@@ -41,8 +41,8 @@ def test_the_first_run_needs_nothing_but_its_name(mnist: Mnist) -> None:
     ("config", "options", "judged"),
     [
         ("ffnn", (), 3),  # E2: one run against one published run
-        ("ffnn", ("--seeds", "3"), 3),  # E2: a mean over seeds
-        ("cnn", (), 1),  # E3
+        pytest.param("ffnn", ("--seeds", "3"), 3, marks=pytest.mark.slow),  # E2: a mean over seeds
+        pytest.param("cnn", (), 1, marks=pytest.mark.slow),  # E3
         ("scratch", (), 1),  # E3, by tensors alone
     ],
 )
@@ -55,6 +55,7 @@ def test_other_experiments_are_within_their_tolerances(
     assert ended.out.count("yes, ±") == judged
 
 
+@pytest.mark.slow
 def test_a_stacked_sweep_is_the_same_runs_alone(mnist: Mnist, tmp_path: Path) -> None:
     """E1 in fp32: final validation accuracies within 0.3 points of each other, the same winner.
 

@@ -1,4 +1,4 @@
-"""Commands on the smallest data that trains, without pictures, which take longer than the rest."""
+"""Commands on the smallest data that trains."""
 
 import shutil
 from pathlib import Path
@@ -6,15 +6,8 @@ from pathlib import Path
 import pytest
 
 from mnist_cli.cli import run_command
-from mnist_cli.report import plots
 
 SMALL = ("data={name: synthetic, size: 140}", "--epochs", "2")
-
-
-@pytest.fixture(autouse=True)
-def _no_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    if not request.node.get_closest_marker("pictures"):
-        monkeypatch.setattr(plots, "draw", lambda _: [])
 
 
 @pytest.fixture
@@ -27,7 +20,6 @@ def runs(tmp_path: Path) -> Path:
 def _trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("trained")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plots, "draw", lambda _: [])
         patch.setenv("MNIST_RUNS_DIR", str(folder))
         assert run_command(["train", *SMALL]) == 0
         assert run_command(["sweep", *SMALL, "--lrs", "1e-4,1e-2", "--seeds", "2"]) == 0

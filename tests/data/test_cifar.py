@@ -8,17 +8,11 @@ import pytest
 
 from mnist_cli.data.catalog import DATASETS
 from mnist_cli.data.formats import Arrays
-from mnist_cli.report import plots
 from mnist_cli.runs.store import RunDirectory
 from tests.conftest import Mnist
 from tests.data.tiny import cifar, write
 
 PER_BATCH = 100
-
-
-@pytest.fixture(autouse=True)
-def _no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plots, "draw", lambda _: [])
 
 
 @pytest.fixture

@@ -21,7 +21,6 @@ from mnist_cli.config.schema import FolderData, NpzData
 from mnist_cli.data import own
 from mnist_cli.data.dataset import load
 from mnist_cli.errors import DataError
-from mnist_cli.report import plots
 from tests.conftest import Ended, Mnist
 
 CLASSES = ("ape", "bee", "cow")
@@ -30,9 +29,8 @@ Images = dict[str, np.ndarray]
 
 @pytest.fixture(autouse=True)
 def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Relative paths are of an empty folder; no pictures are drawn of runs."""
+    """Relative paths are of an empty folder."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(plots, "draw", lambda _: [])
 
 
 def picture(label: int, number: int, height: int = 6, width: int = 5) -> np.ndarray:

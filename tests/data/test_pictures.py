@@ -230,14 +230,10 @@ def test_predict_says_what_each_picture_is(mnist: Mnist, tmp_path: Path) -> None
 
 @pytest.mark.real_data
 @pytest.mark.usefixtures("real_mnist")
-def test_real_digits_are_recognised_as_pictures_too(
-    mnist: Mnist, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_real_digits_are_recognised_as_pictures_too(mnist: Mnist, tmp_path: Path) -> None:
     """Enlarged, dark on light and off the centre, they are recognised as well as they are."""
     from mnist_cli.data.prepared import prepare
-    from mnist_cli.report import plots
 
-    monkeypatch.setattr(plots, "draw", lambda _: [])
     assert mnist("train", "data.split=official", "optimizer.lr=1e-2", "--epochs", "1").code == 0
     data = prepare("mnist", report=print)
     random = np.random.default_rng(0)

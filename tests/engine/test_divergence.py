@@ -13,7 +13,6 @@ from mnist_cli.data.dataset import Dataset
 from mnist_cli.engine.loop import prepare, train
 from mnist_cli.engine.optimizers import clip_grad_norm
 from mnist_cli.engine.schedules import learning_rate
-from mnist_cli.report import plots
 from mnist_cli.runs import checkpoint as checkpoints
 from mnist_cli.runs.store import RunDirectory
 from tests.conftest import Mnist
@@ -23,11 +22,6 @@ SMALL = ("data={name: synthetic, size: 140, batch_size: 32}", "--epochs", "3", "
 # From epoch 2 on the learning rate is beyond anything, or as it was.
 WILD, CALM = "1e38", "1.0"
 LATE = "scheduler={name: step, step_size: 1, gamma: 1}"
-
-
-@pytest.fixture(autouse=True)
-def _no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plots, "draw", lambda _: [])
 
 
 def bits(run: RunDirectory) -> tuple[Any, ...]:

@@ -16,7 +16,6 @@ from PIL import Image
 
 import mnist_cli
 from mnist_cli.config import presets
-from mnist_cli.report import plots
 from mnist_cli.runs import checkpoint
 from mnist_cli.runs.store import RunDirectory
 from tests.conftest import Ended, Mnist
@@ -50,9 +49,8 @@ FORWARDS = {
 
 @pytest.fixture(autouse=True)
 def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Relative paths are of an empty folder; no pictures are drawn of runs."""
+    """Relative paths are of an empty folder."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(plots, "draw", lambda _: [])
 
 
 def write(forward: str = FORWARDS["rules"], path: str = "net.py", text: str = TEXT) -> Path:

@@ -165,10 +165,10 @@ def test_a_disk_that_fills_up_in_the_midst_of_a_sweep(memory: Path) -> None:
     assert subject.differences() == []
 
 
+@pytest.mark.pictures
 def test_pictures_that_cannot_be_written_are_told_and_not_left_half_done(
     mnist: Mnist, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.undo()  # pictures are drawn
     runs, disk = str(tmp_path / "runs"), Disk()
     with monkeypatch.context() as patched:
         patched.setattr(durable, "os", disk)

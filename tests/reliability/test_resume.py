@@ -1,7 +1,6 @@
 """Runs that go on: from wherever they were cut they come to the bits of one that never was."""
 
 import contextlib
-import os
 import random
 import re
 import shutil
@@ -20,7 +19,6 @@ import torch
 from mnist_cli.config import AugmentConfig, Config
 from mnist_cli.config.schema import variants
 from mnist_cli.data import durable
-from mnist_cli.report import plots
 from mnist_cli.runs import checkpoint, store
 from mnist_cli.runs.datasets import Datasets
 from mnist_cli.runs.evaluate import evaluate
@@ -52,12 +50,6 @@ RUNS: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"name": "sgd", "lr": 1e39}, {"name": "constant"}),  # beyond all numbers of float32
 ]
 DATASETS = Datasets(print)  # it keeps the one they all have
-
-
-@pytest.fixture(autouse=True)
-def _unflushed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing here outlives the power; `test_crash.py` does not do without."""
-    monkeypatch.setattr(os, "fsync", lambda _: None)
 
 
 def config(which: int = 0, seed: int = 0, **train: Any) -> Config:
@@ -309,8 +301,7 @@ LOSS = (*SMALL, "train.select=loss")  # by which every epoch is better than the 
 
 
 @pytest.fixture
-def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(plots, "draw", lambda _: [])
+def runs(tmp_path: Path) -> Path:
     return tmp_path / "runs"
 
 

@@ -11,6 +11,8 @@ from mnist_cli.report.painter import painter, serve
 from mnist_cli.runs.store import RunDirectory
 from tests.cli.conftest import SMALL
 
+pytestmark = pytest.mark.pictures
+
 TRAIN = f"""import sys
 from mnist_cli.cli import run_command
 code = run_command({["train", *SMALL]!r})

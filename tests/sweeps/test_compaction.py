@@ -13,7 +13,6 @@ import torch
 
 from mnist_cli.config import Config
 from mnist_cli.engine import loop
-from mnist_cli.report import plots
 from mnist_cli.runs import checkpoint as checkpoints
 from mnist_cli.runs import store
 from mnist_cli.runs.run import Run, create
@@ -35,11 +34,6 @@ ENDS: list[tuple[dict[str, Any], int, str | None]] = [
     # In its last epoch: its records say so, whatever it was to go on to.
     ({"early_stop": {"patience": 4, "min_delta": 1.0}}, 5, "early_stop"),
 ]
-
-
-@pytest.fixture(autouse=True)
-def _no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plots, "draw", lambda _: [])
 
 
 def configs(model: dict[str, Any] = CNN, **train: Any) -> list[Config]:
