@@ -1,5 +1,6 @@
 """What every test stands on: folders of its own, no network, commands in this process."""
 
+import functools
 import json
 import os
 import signal
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 
 # Before torch is imported: threads that wait for each other spin, and several test processes, or a
 # busy machine, would make every small product a hundred times slower.
@@ -22,11 +24,15 @@ from mnist_cli.cli import run_command  # noqa: E402
 
 @pytest.fixture(scope="session", autouse=True)
 def _draw() -> Iterator[Callable[[Any], Any]]:
-    """Nothing is drawn and nothing outlives the power, both of which take longer than the rest."""
+    """Nothing is drawn and nothing outlives the power, both of which take longer than the rest.
+
+    And commands are put together once: each command line does it again.
+    """
     from mnist_cli.report import plots
 
     draw = plots.draw
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(typer.main, "get_command", functools.cache(typer.main.get_command))
         patch.setattr(os, "fsync", lambda _: None)
         patch.setattr(plots, "draw", lambda _: [])
         yield draw

@@ -232,7 +232,7 @@ def there(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return place
 
 
-@fuzz(150)
+@fuzz(100)
 @given(argv=commands)
 @example(argv=["train", *SMALL, "model.width=" + HUGE[0]])
 def test_command_lines(argv: list[str], there: Path) -> None:
@@ -268,7 +268,7 @@ ODD = ["{}", "[]", "null", "3", '{"status": []}', '{"status": "running", "pid": 
        '{"status": "waiting", "versions": 3, "resumed": 3, "stacks": 3}']  # fmt: skip
 
 
-@fuzz(60)
+@fuzz(40)
 @given(st.sampled_from(FILES), damage, st.none() | st.sampled_from(ODD), st.sampled_from(USES))
 def test_damaged_runs(
     there: Path, name: str, damage: Callable[[bytes], bytes], odd: str | None, use: str

@@ -51,7 +51,7 @@ def test_an_output_that_is_lost_costs_no_training(
     assert ("No space left" in capsys.readouterr().err) == (output == "full")
 
 
-@pytest.mark.parametrize("end", ["| head -c 10", "> /dev/full", ">&-", ">&- 2>&-", "2>&1 | true"])
+@pytest.mark.parametrize("end", ["| head -c 10", ">&- 2>&-"])
 def test_a_whole_process_ends_well_too(end: str) -> None:
     command = f"set -o pipefail; {sys.executable} -m mnist_cli config schema {end}"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)

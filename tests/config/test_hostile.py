@@ -98,7 +98,7 @@ def test_a_name_that_is_none_is_refused() -> None:
     assert store.NAME.fullmatch(f"{longest}-imported")
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=50)
 @given(file=names.filter(lambda name: name not in ("", ".", "..") and not {*"/\0"} & {*name}))
 def test_whatever_a_file_is_called_its_runs_have_a_name(file: str) -> None:
     with tempfile.TemporaryDirectory() as own:

@@ -54,7 +54,7 @@ configs = st.fixed_dictionaries(
 )
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=50)
 @given(configs)
 def test_a_config_reads_back_as_itself(values: dict[str, object]) -> None:
     config = load_text(json.dumps(values, ensure_ascii=False), "generated")

@@ -63,7 +63,13 @@ def memory() -> Iterator[Path]:
 
 
 @pytest.mark.parametrize(
-    ("start", "where", "count"), [(TRAIN, "tmp_path", 15), (SWEEP, "memory", 8)]
+    ("start", "where", "count"),
+    [
+        (TRAIN, "tmp_path", 8),
+        (SWEEP, "memory", 4),
+        pytest.param(TRAIN, "memory", 40, marks=pytest.mark.slow),
+        pytest.param(SWEEP, "tmp_path", 20, marks=pytest.mark.slow),
+    ],
 )
 def test_whatever_moment_it_is_killed_at_a_command_comes_to_the_same_bits(
     start: tuple[str, ...], where: str, count: int, request: pytest.FixtureRequest
@@ -112,12 +118,13 @@ def test_a_sweep_killed_before_it_was_dealt_out_is_dealt_as_asked(memory: Path) 
 # -------------------------------------------------------------------------------------- faults
 
 
-def test_calls_to_the_disk_can_fail(memory: Path) -> None:
+@pytest.mark.parametrize("step", [11, pytest.param(3, marks=pytest.mark.slow)])
+def test_calls_to_the_disk_can_fail(step: int, memory: Path) -> None:
     subject = Subject(SHORT, memory / "lives")
-    made = faults(subject, step=5)
+    made = faults(subject, step=step)
     assert made.lost == []
     assert set(made.codes) == {1, 2}
-    assert made.tried > 20
+    assert made.tried > 8
     assert subject.whole.calls.keys() == FAULTS.keys()
     assert min(subject.whole.calls.values()) > 0
 

