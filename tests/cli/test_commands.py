@@ -169,19 +169,6 @@ def test_sweep_json(mnist: Mnist, trained: Path) -> None:
     assert tested["loss"] == pytest.approx(best["test/loss"])
 
 
-def test_a_trial_is_the_run_alone(mnist: Mnist, runs: Path) -> None:
-    """In float64, a run of a sweep and the same run by `train` are the same numbers."""
-    double = (*SMALL, "train.precision=fp64")
-    mnist("sweep", *double, "--lrs", "1e-2,1e-3", "--seeds", "3,4")
-    mnist("train", *double, "--lr", "1e-3", "--seed", "4")
-    trial, alone = RunDirectory(runs / "mlp-sweep-0001/trials/003"), RunDirectory(runs / "mlp-0001")
-    for one, other in zip(measured(trial), measured(alone), strict=True):
-        assert one == pytest.approx(other, rel=1e-9)
-    saved = [torch.load(run.best, weights_only=True)["model"] for run in (trial, alone)]
-    for name, value in saved[0].items():
-        torch.testing.assert_close(value, saved[1][name], rtol=1e-9, atol=1e-12)
-
-
 def test_dry_run_shows_the_stacks_and_makes_nothing(mnist: Mnist, runs: Path) -> None:
     grid = ("--lrs", "1e-2,1e-3", "--grid", "model.depth=1..3")
     plan = mnist("sweep", *SMALL, "--dry-run", *grid, "--json").json
