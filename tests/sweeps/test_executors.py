@@ -16,7 +16,7 @@ from mnist_cli.sweeps import sweep as sweeps
 from mnist_cli.sweeps.expand import expand
 from mnist_cli.sweeps.jobs import Epoch
 from mnist_cli.sweeps.plan import can_fork
-from tests.engine.test_stack import train_alone
+from tests.engine.test_stack import BATCH, train_alone
 
 
 @pytest.mark.skipif(not can_fork(), reason="needs fork")
@@ -27,7 +27,7 @@ def test_processes_come_to_the_plain_loop(
 ) -> None:
     config = Config.model_validate(
         {
-            "data": {"name": "synthetic", "size": 140, "split": "official", "batch_size": 32},
+            "data": {"name": "synthetic", "size": 70, "split": "official", "batch_size": BATCH},
             "model": {"name": "mlp", "width": 16, "activation": "tanh", "dropout": 0.5},
             "scheduler": {"name": "step", "step_size": 3, "gamma": 0.5, "interval": "step"},
             "train": {"epochs": 3, "precision": "fp64"},
