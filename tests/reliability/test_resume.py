@@ -147,7 +147,9 @@ def test_what_is_compared_can_differ(tmp_path: Path) -> None:
     assert contents(run.folder.path)["last"] != made.ends[0]["last"]
 
 
-@pytest.mark.parametrize("length", [{"epochs": 4}, {"steps": 10}], ids=str)
+@pytest.mark.parametrize(
+    "length", [pytest.param({"epochs": 4}, marks=pytest.mark.slow), {"steps": 10}], ids=str
+)
 def test_a_stack_goes_on_to_the_same_bits(length: dict[str, int], tmp_path: Path) -> None:
     made = history(tmp_path, stack(**length))
     assert [end["status"] for end in made.ends].count("diverged") == 1

@@ -248,7 +248,7 @@ def deafen() -> None:
     ("number", "to", "first"),
     [
         (signal.SIGINT, "all of them", int),
-        (signal.SIGTERM, "the parent", int),
+        pytest.param(signal.SIGTERM, "the parent", int, marks=pytest.mark.slow),
         (signal.SIGTERM, "the parent", deafen),  # who does not listen is ended
     ],
 )

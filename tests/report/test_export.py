@@ -106,7 +106,10 @@ def test_tensorboard_can_look_on(mnist: Mnist) -> None:
         assert found == [(row["epoch"], row["val/loss"]) for row in run.metrics]
 
 
-@pytest.mark.parametrize("model", ["cnn", "lenet", "resnet", "scratch"])
+@pytest.mark.parametrize(
+    "model",
+    ["cnn", "resnet", *(pytest.param(m, marks=pytest.mark.slow) for m in ("lenet", "scratch"))],
+)
 def test_a_program_gives_the_logits_of_the_module(mnist: Mnist, model: str) -> None:
     assert mnist("train", "-c", model, *SMALL, "--name", "a").code == 0
     assert mnist("export", "a-0001", "--to", "pt2", "-o", "a.pt2").code == 0
