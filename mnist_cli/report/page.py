@@ -178,8 +178,8 @@ class Page:
             {f"by {tables.axis_name(axis)}": figures.against(axis, shown) for axis in axes}
         )
         if len(axes) > 1:
-            yield self._plots(figures.pairs(axes, groups))
-            all_settings = {"all settings": figures.parallel(axes, groups)}
+            yield self._plots(figures.pairs(groups))
+            all_settings = {"all settings": figures.parallel(groups)}
             yield self._plots(all_settings, "plot across")
 
     def _mistakes(self) -> Iterator[Html]:

@@ -6,9 +6,9 @@ t-interval of that mean.
 
 import io
 import math
-from collections.abc import Iterator, Mapping, Sequence
+import textwrap
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,33 +16,38 @@ import matplotlib as mpl
 import matplotlib.style
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import LinearSegmentedColormap, ListedColormap, Normalize
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from mnist_cli.data import durable
-from mnist_cli.report.tables import axis_name, experiment, format_value, percent, settings
+from mnist_cli.report import series
+from mnist_cli.report.series import BEST, ORDERED, TRAIN, VAL, Grid, Key, Style
+from mnist_cli.report.tables import axis_name, counted, experiment, format_value, percent
 from mnist_cli.runs.store import RunDirectory
-from mnist_cli.sweeps.stats import SEED, Sample, SeedGroup, axes, rank
+from mnist_cli.sweeps.stats import Sample, SeedGroup, rank
 
 if TYPE_CHECKING:
     from mnist_cli.report.compare import Compared
     from mnist_cli.runs.evaluate import Classified
     from mnist_cli.runs.grade import Calibration
 
-Record = Mapping[str, Any]
-# Label, colour, what its metrics begin with, and the records of its runs, whose mean it shows.
-Line = tuple[str, Any, str, Sequence[Sequence[Record]]]
-
+# Its looks, what its metrics begin with, and the records of its runs, whose mean it shows.
+Curve = tuple[Style, str, Sequence[Sequence[series.Record]]]
+Line = tuple[Style, Sequence[Any], Sequence[Sample]]  # and where its points are, and what they are
 
 STYLE = "seaborn-v0_8-whitegrid"
-TRAIN, VAL, BEST = "#7a8b99", "#1f6fb4", "#d1495b"
+DASHES = ("-", "--", ":", "-.")
 GALLERY = 24  # worst mistakes shown
+TICKS = 20
+COUNTED = 15  # a table with more rows or columns has no figures in its cells
 SWEPT = {
     "train/loss": "training loss",
     "val/loss": "validation loss",
     "val/acc": "validation accuracy",
 }
-MANY = 10  # more lines than this are told apart by a colour map and not by a legend
 
 
 def draw(folder: RunDirectory) -> list[Path]:
@@ -62,9 +67,10 @@ def draw(folder: RunDirectory) -> list[Path]:
     if not folder.is_sweep:
         if not (records := folder.metrics()):
             return []
-        lines = [("train", TRAIN, "train/", [records]), ("val", VAL, "val/", [records])]
+        looks = {"train": TRAIN, "val": VAL}
+        lines = [(Style(name, colour), f"{name}/", [records]) for name, colour in looks.items()]
         best_epoch = (summary.get("best") or {}).get("epoch")
-        _curves(drawn[0], title, {"loss": "loss", "acc": "accuracy"}, lines, best_epoch)
+        _curves(drawn[0], title, {"loss": "loss", "acc": "accuracy"}, lines, None, best_epoch)
         return drawn
     trials = summary.get("trials", [])
     ranked = rank(trials, config.train.select)
@@ -72,17 +78,19 @@ def draw(folder: RunDirectory) -> list[Path]:
         return []
     groups = sorted(ranked, key=lambda group: min(group.trials))  # as they were asked for
     runs = [folder.trial(index) for index in range(len(trials))]
-    histories = [run.metrics() for run in runs]
+    histories, key = [run.metrics() for run in runs], series.group_key(groups)
     lines = [
-        (settings(group.values) or "all seeds", colour, "", [histories[t] for t in group.trials])
-        for group, colour in zip(groups, _colours(len(groups)), strict=True)
+        (style, "", [histories[t] for t in group.trials])
+        for group, style in zip(groups, key.styles, strict=True)
     ]
-    _curves(drawn[0], title, SWEPT, lines)
-    for axis in axes(trials):
-        if axis != SEED:
-            drawn.append(folder.plots / f"accuracy-{axis}.png")
-            with _figure(drawn[-1], title) as (cell,):
-                _accuracy_against(cell, axis, groups, ranked[0], runs)
+    _curves(drawn[0], title, SWEPT, lines, key)
+    for axis in ranked[0].values:
+        drawn.append(folder.plots / f"accuracy-{axis}.png")
+        with _figure(drawn[-1], title) as (cell,):
+            _accuracy_against(cell, axis, groups, ranked[0], runs)
+    for (down, across), grid in series.grids(groups).items():
+        drawn.append(folder.plots / f"accuracy-{down}-{across}.png")
+        _grid(drawn[-1], title, axis_name(down), axis_name(across), grid)
     return drawn
 
 
@@ -92,15 +100,15 @@ def overlay(path: Path, compared: "Sequence[Compared]") -> bool:
     Returns:
         Whether there was an epoch to draw.
     """
-    colours = _colours(len(compared))
-    lines: list[Line] = []
-    for each, colour in zip(compared, colours, strict=True):
-        histories = [run.metrics() for run in each.members]
-        lines.append((each.listed.run.name, colour, "", histories))
-    if any(any(histories) for *_, histories in lines):
-        _curves(path, "compared: " + ", ".join(name for name, *_ in lines), SWEPT, lines)
-        return True
-    return False
+    names = [each.listed.run.name for each in compared]
+    histories = [[run.metrics() for run in each.members] for each in compared]
+    scores = [series.score(each.group) for each in compared]
+    key = series.key(names, [{"run": name} for name in names], scores)
+    if not any(any(runs) for runs in histories):
+        return False
+    lines = [(style, "", runs) for style, runs in zip(key.styles, histories, strict=True)]
+    _curves(path, "compared: " + ", ".join(names), SWEPT, lines, key)
+    return True
 
 
 def image_grid(
@@ -154,7 +162,7 @@ def mistaken(folder: Path, title: str, split: str, seen: "Classified") -> list[P
     """
     table, gallery = folder / f"confusion-{split}.png", folder / f"mistakes-{split}.png"
     right = seen.labels == seen.guesses
-    _confusion(table, f"{title}\naccuracy {percent(right.mean())}", seen.counts, seen.classes)
+    _confusion(table, f"{title}\naccuracy {percent(right.mean())}", seen)
     worst = seen.mistakes(GALLERY)
     if not len(worst):
         return [table]
@@ -169,44 +177,119 @@ def mistaken(folder: Path, title: str, split: str, seen: "Classified") -> list[P
     return [table, gallery]
 
 
-def _confusion(path: Path, title: str, counts: np.ndarray, classes: Sequence[str]) -> None:
-    """How often each true class (rows) was taken for each class (columns); shape (n, n)."""
-    shares = counts / counts.sum(axis=1, keepdims=True).clip(1)
-    size = 0.55 * len(classes) + 1.6
-    with _figure(path, title, size=(size, size)) as (cell,):
+def seed_distribution(path: Path, title: str, accuracies: Sequence[float], n_images: int) -> None:
+    """Draws how accuracy is spread over seeds, beside what so few images alone would cause.
+
+    That is the binomial distribution: of networks each right with the same chance, the mean
+    accuracy, on as many images, drawn anew for each.
+
+    Args:
+        path: the PNG.
+        title: above it.
+        accuracies: of each seed, at least two, on the same images.
+        n_images: how many these are.
+    """
+    found, measured = np.array(accuracies), Sample.of(accuracies)
+    by_chance = _binomial(n_images, measured.mean)
+    chance_sd = math.sqrt(measured.mean * (1 - measured.mean) / n_images)
+    shown = series.window([[Sample.of([each])] for each in accuracies], is_accuracy=True)
+    low = max(0.0, min(shown.low, measured.mean - 4 * chance_sd))
+    high = min(1.0, max(shown.high, measured.mean + 4 * chance_sd))
+    inside = found[(found >= low) & (found <= high)]
+    # Bins of whole images, their edges between two accuracies that can be.
+    images = max(1, round(np.ptp(np.histogram_bin_edges(inside, "auto")[:2]) * n_images))
+    edges = np.arange(math.floor(low * n_images), high * n_images + images + 1, images) - 0.5
+    expected = len(found) * np.diff(np.interp(edges, np.arange(-1, n_images + 1) + 0.5, by_chance))
+    with _figure(path, title) as (cell,):
+        label = (
+            f"{counted(len(found), 'seed')}: {percent(measured.mean)}, sd {percent(measured.sd)}"
+        )
+        cell.hist(found, [*edges / n_images], color=VAL, alpha=0.6, label=label)
+        label = f"{counted(n_images, 'image')} alone: sd {percent(chance_sd)} (binomial)"
+        cell.stairs(expected, edges / n_images, color=BEST, lw=1.5, label=label)
+        cell.set_xlim(edges[0] / n_images, edges[-1] / n_images)
+        cell.xaxis.set_major_formatter(PercentFormatter(xmax=1))
+        lost = len(found) - len(inside)
+        _label(cell, f"accuracy ({lost} beyond the axis)" if lost else "accuracy", "seeds")
+        _legend([cell], title=series.seeds_needed(accuracies))
+
+
+def _confusion(path: Path, title: str, seen: "Classified") -> None:
+    """How often each true class (rows) was taken for each class (columns)."""
+    shares, names = series.recalls(seen)
+    size = min(0.55 * len(names), 12.0) + 2.0
+    with _figure(path, title, size=(size + 0.8, size)) as (cell,):
         # Mistakes are few: on a scale of roots they can be seen beside the diagonal.
-        cell.imshow(np.sqrt(shares), cmap="Blues", vmin=0, vmax=1)
-        for truth, guess in np.argwhere(counts):
-            ink = "white" if shares[truth, guess] > 0.4 else "#333333"
-            text = str(counts[truth, guess])
-            cell.text(guess, truth, text, ha="center", va="center", color=ink, fontsize=8)
-        long = max(map(len, classes)) > 2
-        cell.set_xticks(range(len(classes)), classes, rotation=45 if long else 0)
-        cell.set_yticks(range(len(classes)), classes)
-        cell.set(xlabel="prediction", ylabel="truth", frame_on=False)
-        cell.grid(visible=False)
+        drawn = cell.imshow(np.sqrt(shares), cmap="Blues", vmin=0, vmax=1)
+        bar = cell.figure.colorbar(drawn, ax=cell, shrink=0.6, label="share of the true class")
+        bar.set_ticks(
+            [share**0.5 for share in series.SHARES],
+            labels=[f"{share:.0%}" for share in series.SHARES],
+        )
+        texts = [[str(count or "") for count in row] for row in seen.counts.tolist()]
+        _label_cells(cell, texts, shares > 0.4, seen.classes, names)
+        _label(cell, "prediction", "truth, recall")
+
+
+def _grid(path: Path, title: str, y: str, x: str, grid: Grid) -> None:
+    """The best accuracy that was had with each two values of two settings."""
+    accuracies = np.array(grid.cells, float)  # NaN for none
+    size = (
+        max(5.0, min(0.75 * len(grid.columns), 12) + 2),
+        max(3.0, min(0.4 * len(grid.rows), 9) + 2),
+    )
+    with _figure(path, title, size=size) as (cell,):
+        colours = LinearSegmentedColormap.from_list("ordered", ORDERED)
+        drawn = cell.imshow(accuracies, cmap=colours, vmin=grid.low, vmax=grid.high, aspect="auto")
+        form = PercentFormatter(xmax=1)
+        cell.figure.colorbar(drawn, ax=cell, label="validation accuracy", format=form)
+        dark = accuracies < (grid.low + grid.high) / 2
+        texts = [[percent(each, 1)[:-2] for each in row] for row in grid.cells]
+        _label_cells(cell, texts, dark, grid.columns, grid.rows)
+        _label(cell, x, y)
+
+
+def _label_cells(
+    cell: Axes,
+    texts: Sequence[Sequence[str]],
+    dark: np.ndarray,
+    columns: Sequence[str],
+    rows: Sequence[str],
+) -> None:
+    """Names rows and columns of a table, and writes into its cells if they are not too many."""
+    if max(len(rows), len(columns)) <= COUNTED:
+        for (row, column), is_dark in np.ndenumerate(dark):
+            ink, text = "white" if is_dark else "#333333", texts[row][column]
+            cell.text(column, row, text, ha="center", va="center", color=ink, fontsize=8)
+    long = max(map(len, columns)) > 5
+    for axis, names, turn in ((cell.xaxis, columns, 45 * long), (cell.yaxis, rows, 0)):
+        ticks = range(0, len(names), math.ceil(len(names) / TICKS))
+        axis.set_ticks(ticks, [_short(names[tick]) for tick in ticks], rotation=turn, fontsize=9)
+    cell.grid(visible=False)
 
 
 def _curves(
     path: Path,
     title: str,
     panels: Mapping[str, str],
-    lines: Sequence[Line],
+    curves: Sequence[Curve],
+    key: Key | None = None,
     best_epoch: int | None = None,
 ) -> None:
     """Metrics over the epochs, each in a panel with a name."""
     with _figure(path, title, columns=len(panels)) as cells:
+        drawn: list[Line] = []
         for cell, (metric, name) in zip(cells, panels.items(), strict=True):
-            for label, colour, kind, runs in lines:
-                epochs = zip_longest(*([record[kind + metric] for record in run] for run in runs))
-                samples = [_sample(figures) for figures in epochs]
-                top = 1.0 if metric.endswith("acc") else math.inf
-                _line(cell, range(1, len(samples) + 1), samples, top, color=colour, label=label)
+            lines: list[Line] = []
+            for style, kind, runs in curves:
+                samples = series.over_epochs(runs, kind + metric)
+                lines.append((style, range(1, len(samples) + 1), samples))
+            shown = _lines(cell, lines, name, is_accuracy=metric.endswith("acc"))
             if best_epoch:
                 cell.axvline(best_epoch, color=BEST, ls=":", label=f"best (epoch {best_epoch})")
-            _label(cell, "epoch", name)
-        if len(lines) <= MANY:
-            cells[-1].legend(loc="center left", bbox_to_anchor=(1.02, 0.5))
+            _label(cell, "epoch", shown)
+            drawn += lines
+        _legend(cells, drawn, key)
 
 
 def _accuracy_against(
@@ -218,33 +301,31 @@ def _accuracy_against(
 ) -> None:
     """Accuracy against one swept setting, a line for each combination of the others."""
     values = [group.values[axis] for group in groups]
-    numeric = all(type(value) in (int, float) for value in values)
-    place = float if numeric else format_value  # words stand in the order asked for
-    if numeric:
-        _number_axis(cell, axis, values)
-        groups = sorted(groups, key=lambda group: group.values[axis])
-    lines: dict[str, list[SeedGroup]] = {}
-    for group in groups:
-        others = settings({key: item for key, item in group.values.items() if key != axis})
-        lines.setdefault(others, []).append(group)
-    alone = len(lines) == 1
-    for (name, line), colour in zip(lines.items(), _colours(len(lines)), strict=True):
+    numeric = series.is_numeric(values)
+    place: Callable[[Any], Any] = float if numeric else _short  # words stand in the order asked for
+    split, key = series.along(axis, groups)
+    alone = len(split) == 1
+    lines: list[Line] = []
+    for style, line in zip(key.styles, split, strict=True):
         places = [place(group.values[axis]) for group in line]
         if alone:
-            train = [_sample([_final_train(runs[t]) for t in group.trials]) for group in line]
-            _line(cell, places, train, 1.0, color=TRAIN, label="training, last epoch")
-        best = [group.acc or _sample([]) for group in line]
-        label = "validation, best epoch" if alone else name
-        _line(cell, places, best, 1.0, color=colour, label=label)
+            train = [series.sample([_final_train(runs[t]) for t in group.trials]) for group in line]
+            lines.append((Style("training, last epoch", TRAIN), places, train))
+        best = Style("validation, best epoch", style.colour) if alone else style
+        lines.append((best, places, [group.acc or series.sample([]) for group in line]))
+    if numeric:
+        _number_axis(cell, axis, values)
+    else:
+        _word_axis(cell, [place(value) for value in series.distinct(values)])
+    name = "accuracy" if alone else "validation accuracy"
+    shown = _lines(cell, lines, name, is_accuracy=True, apart=True)
     top, at = winner.acc.mean if winner.acc else math.nan, place(winner.values[axis])
-    label = f"winner, {percent(top)}"
-    cell.plot([at], [top], "*", color=BEST, markersize=14, label=label)
+    cell.plot([at], [top], "*", color=BEST, markersize=14, label=f"winner, {percent(top)}")
     if diverged := [place(group.values[axis]) for group in groups if group.n_diverged]:
         floor = [cell.get_ylim()[0]] * len(diverged)
         cell.plot(diverged, floor, "x", color=BEST, clip_on=False, label="diverged")
-    _label(cell, axis_name(axis), "accuracy" if alone else "validation accuracy")
-    if len(lines) <= MANY:
-        cell.legend()
+    _label(cell, axis_name(axis), shown)
+    _legend([cell], lines, key)
 
 
 @contextmanager
@@ -261,30 +342,92 @@ def _figure(
         size = size or (6.4 if columns == 1 else 4.6 * columns, 4.0)
         figure = Figure(figsize=size, layout="constrained")
         yield list(figure.subplots(rows, columns, squeeze=False, **options).flat)
+        width = int(14 * figure.get_figwidth())  # in letters
+        title = "\n".join(textwrap.fill(line, width) for line in title.split("\n"))
         figure.suptitle(title, x=0.01, ha="left", fontsize=8.5, color="#555555")
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", dpi=150)
     durable.replace(path, buffer.getvalue())
 
 
-def _line(
-    cell: Axes, places: Sequence[Any], samples: Sequence[Sample], top: float, **style: Any
+def _lines(
+    cell: Axes, lines: Sequence[Line], name: str, *, is_accuracy: bool, apart: bool = False
+) -> str:
+    """Lines through means with the bands of their intervals, and marks of what lies beyond.
+
+    Args:
+        cell: where.
+        lines: the lines.
+        name: of what is measured.
+        is_accuracy: whether it is an accuracy; otherwise a loss.
+        apart: whether each point of a line is judged alone, as points over epochs are not.
+
+    Returns:
+        The name, with what the axis does not show.
+    """
+    samples = [samples for *_, samples in lines]
+    judged = [[each] for line in samples for each in line] if apart else samples
+    shown = series.window(judged, is_accuracy=is_accuracy)
+    for style, places, line in lines:
+        means, halves = (
+            np.array([each.mean for each in line]),
+            np.array([*map(series.half_width, line)]),
+        )
+        looks: Any = {"color": style.colour, "ls": DASHES[style.dash]}
+        # Points are marked while there are few enough to tell apart.
+        mark = "o" if len(places) <= 30 else None
+        label = style.label if style.named else None
+        cell.plot(places, means, marker=mark, markersize=4, label=label, **looks)
+        low, high = (
+            (means - halves).clip(min=0),
+            (means + halves).clip(max=1.0 if is_accuracy else math.inf),
+        )
+        if halves.any() and len(places) > 1:
+            cell.fill_between(places, low, high, color=style.colour, alpha=0.18, lw=1)
+        elif halves.any():
+            cell.errorbar(places, means, [means - low, high - means], color=style.colour, capsize=3)
+        for beyond, edge, sign in ((means < shown.low, 0, "v"), (means > shown.high, 1, "^")):
+            out = [place for place, is_out in zip(places, beyond, strict=True) if is_out]
+            across = cell.get_xaxis_transform()
+            cell.plot(
+                out, [edge] * len(out), sign, color=style.colour, transform=across, clip_on=False
+            )
+    cell.set_yscale("log" if shown.is_log else "linear")
+    cell.set_ylim(shown.low, shown.high)
+    return shown.label(name)
+
+
+def _legend(
+    cells: Sequence[Axes], lines: Sequence[Line] = (), key: Key | None = None, title: str = ""
 ) -> None:
-    """A line through means and the band of their intervals, kept to what can be: 0 to `top`."""
-    means = np.array([sample.mean for sample in samples])
-    # Points are marked while there are few enough to tell apart.
-    cell.plot(places, means, marker="o" if len(places) <= 30 else None, **style)
-    halves = np.array([sample.ci95_half_width for sample in samples])
-    halves[~np.isfinite(halves)] = 0.0
-    low, high = (means - halves).clip(0, top), (means + halves).clip(0, top)
-    if halves.any():  # the edge is what there is to see of a single point's
-        cell.fill_between(places, low, high, color=style["color"], alpha=0.18, lw=1)
-
-
-def _sample(values: Sequence[float | None]) -> Sample:
-    """The sample of those values that are finite; NaN, which is not drawn, of none."""
-    finite = [number for number in values if number is not None and math.isfinite(number)]
-    return Sample.of(finite) if finite else Sample(0, math.nan, 0.0, math.inf)
+    """Names lines below the axes, or beside them in a colour bar, and what their intervals are."""
+    figure: Any = cells[0].figure
+    handles, labels = cells[-1].get_legend_handles_labels()
+    if interval := series.interval_label([samples for *_, samples in lines]):
+        handles.append(Patch(color=TRAIN, alpha=0.4))
+        labels.append(interval)
+    if key and key.scale:
+        texts, colours = zip(*key.scale, strict=True)
+        scale = ScalarMappable(Normalize(-0.5, len(texts) - 0.5), ListedColormap(colours))
+        ticks = range(0, len(texts), math.ceil(len(texts) / TICKS))
+        bar = figure.colorbar(scale, ax=cells, label=key.title)
+        bar.set_ticks(ticks, labels=[texts[tick] for tick in ticks])
+    labels = [textwrap.fill(label, 60) for label in labels]
+    if labels:
+        longest = max(len(line) for label in labels for line in label.split("\n"))
+        columns = max(1, int(13 * figure.get_figwidth() / (longest + 7)))
+        rows = math.ceil(len(labels) / columns) + bool(key and key.title) + bool(title)
+        figure.set_figheight(figure.get_figheight() + 0.2 * rows)
+        title = title or (key.title if key and not key.scale else "")
+        figure.legend(
+            handles,
+            labels,
+            loc="outside lower left",
+            ncols=columns,
+            fontsize=8,
+            title=title,
+            title_fontsize=8,
+        )
 
 
 def _final_train(run: RunDirectory) -> float | None:
@@ -295,9 +438,18 @@ def _final_train(run: RunDirectory) -> float | None:
     return float(final.get("train/acc", records[-1]["train/acc"]))
 
 
-def _colours(count: int) -> Any:
-    names = "tab10" if count <= MANY else "viridis"
-    return mpl.colormaps[names](range(count) if count <= MANY else np.linspace(0, 1, count))
+def _binomial(n: int, share: float) -> np.ndarray:
+    """P(K < k) for k in 0..n + 1, shape (n + 2,), where each of n is right with that chance."""
+    share = min(max(share, 0.5 / n), 1 - 0.5 / n)
+    k = np.arange(1, n + 1)
+    steps = np.log((n - k + 1) / k * share / (1 - share))  # of P(K = k) over P(K = k - 1)
+    logs = n * math.log1p(-share) + np.concatenate([[0.0], np.cumsum(steps)])
+    return np.concatenate([[0.0], np.cumsum(np.exp(logs))])
+
+
+def _short(value: Any) -> str:
+    text = format_value(value)
+    return f"{text[:23]}…" if len(text) > 24 else text
 
 
 def _label(cell: Axes, x: str, y: str) -> None:
@@ -314,3 +466,10 @@ def _number_axis(cell: Axes, axis: str, values: Sequence[float]) -> None:
         cell.set_xscale("log")
     elif all(isinstance(value, int) for value in values):
         cell.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def _word_axis(cell: Axes, words: Sequence[str]) -> None:
+    """Words in that order, turned where they are too long to stand side by side."""
+    cell.plot(words, [math.nan] * len(words))
+    turned = sum(map(len, words)) > 60
+    cell.tick_params(axis="x", rotation=30 if turned else 0)
