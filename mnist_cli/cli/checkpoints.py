@@ -174,6 +174,10 @@ def _keep(path: Path, state: "Checkpoint", document: dict[str, Any], overrides: 
 def predict(
     images: Annotated[list[Path], Argument(metavar="IMAGE...", help="Picture files.")],
     checkpoint: opt.CheckpointOption = Path("best.pt"),
+    show: Annotated[
+        Path | None,
+        Option("--show", metavar="FILE", help="Draw what the network sees of them into a PNG."),
+    ] = None,
     model: opt.Model = None,
     device: opt.Device = None,
     runs_dir: opt.RunsDir = None,

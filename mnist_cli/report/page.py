@@ -9,7 +9,7 @@ import html
 import io
 import json
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from string import Template
 from typing import TYPE_CHECKING, Any
@@ -21,14 +21,14 @@ from rich.table import Table
 from mnist_cli import config as configs
 from mnist_cli.config import Config
 from mnist_cli.errors import UsageError, printable
-from mnist_cli.report import figures, tables
+from mnist_cli.report import figures, series, tables
 from mnist_cli.report.figures import Figure
 from mnist_cli.report.listing import unusual_settings
 from mnist_cli.runs.documents import finite
 from mnist_cli.runs.metrics import figures_of
 from mnist_cli.runs.store import RunDirectory
 from mnist_cli.sweeps.expand import expand
-from mnist_cli.sweeps.stats import SEED, rank
+from mnist_cli.sweeps.stats import SEED, SeedGroup, rank
 
 if TYPE_CHECKING:
     import numpy as np
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from mnist_cli.runs.evaluate import Classified
 
 GALLERY = 24  # mistakes shown
-INTERVALS = "Bars are 95 % intervals, from three seeds on."
 HOW = "Drag to zoom, double-click to go back, click a name to hide its line."
 
 
@@ -161,7 +160,7 @@ class Page:
         ranked = rank(self._trials, self._config.train.select)
         shown = sorted(ranked[: figures.MOST], key=lambda group: min(group.trials))
         text = f"The best {len(shown)} of {len(ranked)} settings. " * (len(ranked) > len(shown))
-        yield tag("p", f"{text}{INTERVALS} {HOW}", class_="dim")
+        yield tag("p", f"{text}{_intervals(shown)}{HOW}", class_="dim")
         yield self._plots(figures.sweep_curves(shown, self._histories))
 
     def _settings(self) -> Iterator[Html]:
@@ -169,9 +168,9 @@ class Page:
         axes = [*groups[0].values]
         if not axes or not groups[0].acc:
             return
-        text = f"Validation accuracy of the best epoch, the mean over seeds. {INTERVALS}"
+        text = f"Validation accuracy of the best epoch, the mean over seeds. {_intervals(groups)}"
         if diverged := sum(group.acc is None for group in groups):
-            text += f" {tables.counted(diverged, 'setting')} diverged and cannot be drawn."
+            text += f"{tables.counted(diverged, 'setting')} diverged and cannot be drawn."
         yield tag("p", text, class_="dim")
         shown = sorted(groups[: figures.MOST], key=lambda group: min(group.trials))
         yield self._plots(
@@ -255,6 +254,11 @@ def repeating(folder: RunDirectory, config: Config, meta: Mapping[str, Any]) -> 
         seeds = ",".join(map(str, config.sweep.get(SEED, ())))
         words = ["mnist", "train", *words[2:], "--seeds", seeds]
     return shlex.join(words)
+
+
+def _intervals(groups: Sequence[SeedGroup]) -> str:
+    label = series.interval_label([[group.acc] for group in groups if group.acc])
+    return f"Bars: {label}. " if label else ""
 
 
 def _escaped(text: object) -> str:

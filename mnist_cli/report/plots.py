@@ -16,15 +16,16 @@ import matplotlib as mpl
 import matplotlib.style
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis, XAxis
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LinearSegmentedColormap, ListedColormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import LogFormatter, MaxNLocator, PercentFormatter
 
 from mnist_cli.data import durable
 from mnist_cli.report import series
-from mnist_cli.report.series import BEST, ORDERED, TRAIN, VAL, Grid, Key, Style
+from mnist_cli.report.series import BEST, ORDERED, TRAIN, VAL, Grid, Key, Style, Window
 from mnist_cli.report.tables import axis_name, counted, experiment, format_value, percent
 from mnist_cli.runs.store import RunDirectory
 from mnist_cli.sweeps.stats import Sample, SeedGroup, rank
@@ -107,7 +108,7 @@ def overlay(path: Path, compared: "Sequence[Compared]") -> bool:
     if not any(any(runs) for runs in histories):
         return False
     lines = [(style, "", runs) for style, runs in zip(key.styles, histories, strict=True)]
-    _curves(path, "compared: " + ", ".join(names), SWEPT, lines, key)
+    _curves(path, counted(len(names), "run") + " compared", SWEPT, lines, key)
     return True
 
 
@@ -197,7 +198,8 @@ def seed_distribution(path: Path, title: str, accuracies: Sequence[float], n_ima
     high = min(1.0, max(shown.high, measured.mean + 4 * chance_sd))
     inside = found[(found >= low) & (found <= high)]
     # Bins of whole images, their edges between two accuracies that can be.
-    images = max(1, round(np.ptp(np.histogram_bin_edges(inside, "auto")[:2]) * n_images))
+    width = np.ptp(np.histogram_bin_edges(inside, "auto")[:2]) if np.ptp(inside) else 0.0
+    images = max(1, round(width * n_images))
     edges = np.arange(math.floor(low * n_images), high * n_images + images + 1, images) - 0.5
     expected = len(found) * np.diff(np.interp(edges, np.arange(-1, n_images + 1) + 0.5, by_chance))
     with _figure(path, title) as (cell,):
@@ -209,6 +211,7 @@ def seed_distribution(path: Path, title: str, accuracies: Sequence[float], n_ima
         cell.stairs(expected, edges / n_images, color=BEST, lw=1.5, label=label)
         cell.set_xlim(edges[0] / n_images, edges[-1] / n_images)
         cell.xaxis.set_major_formatter(PercentFormatter(xmax=1))
+        cell.yaxis.set_major_locator(MaxNLocator(integer=True))
         lost = len(found) - len(inside)
         _label(cell, f"accuracy ({lost} beyond the axis)" if lost else "accuracy", "seeds")
         _legend([cell], title=series.seeds_needed(accuracies))
@@ -217,7 +220,7 @@ def seed_distribution(path: Path, title: str, accuracies: Sequence[float], n_ima
 def _confusion(path: Path, title: str, seen: "Classified") -> None:
     """How often each true class (rows) was taken for each class (columns)."""
     shares, names = series.recalls(seen)
-    size = min(0.55 * len(names), 12.0) + 2.0
+    size = min(max(0.55 * len(names), 2.5), 12.0) + 2.0
     with _figure(path, title, size=(size + 0.8, size)) as (cell,):
         # Mistakes are few: on a scale of roots they can be seen beside the diagonal.
         drawn = cell.imshow(np.sqrt(shares), cmap="Blues", vmin=0, vmax=1)
@@ -261,11 +264,19 @@ def _label_cells(
         for (row, column), is_dark in np.ndenumerate(dark):
             ink, text = "white" if is_dark else "#333333", texts[row][column]
             cell.text(column, row, text, ha="center", va="center", color=ink, fontsize=8)
-    long = max(map(len, columns)) > 5
-    for axis, names, turn in ((cell.xaxis, columns, 45 * long), (cell.yaxis, rows, 0)):
-        ticks = range(0, len(names), math.ceil(len(names) / TICKS))
-        axis.set_ticks(ticks, [_short(names[tick]) for tick in ticks], rotation=turn, fontsize=9)
+    _name_ticks(cell.xaxis, columns)
+    _name_ticks(cell.yaxis, rows)
     cell.grid(visible=False)
+
+
+def _name_ticks(axis: Axis, names: Sequence[str]) -> None:
+    """Names at 0, 1, ..., those across turned where they are too long to stand side by side."""
+    every = math.ceil(len(names) / TICKS)
+    axis.set_ticks(range(0, len(names), every), [_short(name) for name in names[::every]])
+    if isinstance(axis, XAxis) and sum(map(len, names[::every])) > 50:
+        axis.set_tick_params(rotation=35)
+        for label in axis.get_ticklabels():
+            label.set(ha="right", rotation_mode="anchor")
 
 
 def _curves(
@@ -283,7 +294,11 @@ def _curves(
             lines: list[Line] = []
             for style, kind, runs in curves:
                 samples = series.over_epochs(runs, kind + metric)
-                lines.append((style, range(1, len(samples) + 1), samples))
+                lines.append((style, [*range(1, len(samples) + 1)], samples))
+            if all(len(samples) == 1 for *_, samples in lines):  # points side by side
+                apart = np.linspace(0.7, 1.3, len(lines) + 2)[1:-1, None]
+                lines = [(line[0], x, line[2]) for line, x in zip(lines, apart, strict=True)]
+                cell.set_xlim(0.5, 1.5)
             shown = _lines(cell, lines, name, is_accuracy=metric.endswith("acc"))
             if best_epoch:
                 cell.axvline(best_epoch, color=BEST, ls=":", label=f"best (epoch {best_epoch})")
@@ -302,7 +317,8 @@ def _accuracy_against(
     """Accuracy against one swept setting, a line for each combination of the others."""
     values = [group.values[axis] for group in groups]
     numeric = series.is_numeric(values)
-    place: Callable[[Any], Any] = float if numeric else _short  # words stand in the order asked for
+    known = series.distinct(values)
+    place: Callable[[Any], float] = float if numeric else known.index  # in the order asked for
     split, key = series.along(axis, groups)
     alone = len(split) == 1
     lines: list[Line] = []
@@ -316,7 +332,7 @@ def _accuracy_against(
     if numeric:
         _number_axis(cell, axis, values)
     else:
-        _word_axis(cell, [place(value) for value in series.distinct(values)])
+        _name_ticks(cell.xaxis, [*map(format_value, known)])
     name = "accuracy" if alone else "validation accuracy"
     shown = _lines(cell, lines, name, is_accuracy=True, apart=True)
     top, at = winner.acc.mean if winner.acc else math.nan, place(winner.values[axis])
@@ -369,32 +385,37 @@ def _lines(
     judged = [[each] for line in samples for each in line] if apart else samples
     shown = series.window(judged, is_accuracy=is_accuracy)
     for style, places, line in lines:
-        means, halves = (
-            np.array([each.mean for each in line]),
-            np.array([*map(series.half_width, line)]),
-        )
-        looks: Any = {"color": style.colour, "ls": DASHES[style.dash]}
-        # Points are marked while there are few enough to tell apart.
-        mark = "o" if len(places) <= 30 else None
-        label = style.label if style.named else None
-        cell.plot(places, means, marker=mark, markersize=4, label=label, **looks)
-        low, high = (
-            (means - halves).clip(min=0),
-            (means + halves).clip(max=1.0 if is_accuracy else math.inf),
-        )
-        if halves.any() and len(places) > 1:
-            cell.fill_between(places, low, high, color=style.colour, alpha=0.18, lw=1)
-        elif halves.any():
-            cell.errorbar(places, means, [means - low, high - means], color=style.colour, capsize=3)
-        for beyond, edge, sign in ((means < shown.low, 0, "v"), (means > shown.high, 1, "^")):
-            out = [place for place, is_out in zip(places, beyond, strict=True) if is_out]
-            across = cell.get_xaxis_transform()
-            cell.plot(
-                out, [edge] * len(out), sign, color=style.colour, transform=across, clip_on=False
-            )
-    cell.set_yscale("log" if shown.is_log else "linear")
+        _line(cell, style, places, line, shown)
+    if shown.is_log:
+        cell.set_yscale("log")
+        cell.yaxis.set(major_formatter=_Plain(), minor_formatter=_Plain())
+    if is_accuracy:
+        cell.yaxis.set_major_formatter(PercentFormatter(xmax=1))
     cell.set_ylim(shown.low, shown.high)
-    return shown.label(name)
+    return textwrap.fill(shown.label(name), 30)
+
+
+def _line(
+    cell: Axes, style: Style, places: Sequence[Any], samples: Sequence[Sample], shown: Window
+) -> None:
+    """A line, its band where it is on the axis, and marks at the edge where it is beyond."""
+    means = np.array([each.mean for each in samples])
+    halves = np.array([*map(series.half_width, samples)])
+    looks: Any = {"ls": DASHES[style.dash], "label": style.label if style.named else None}
+    # Points are marked while there are few enough to tell apart.
+    mark = "o" if len(places) <= 30 else None
+    cell.plot(places, means, marker=mark, markersize=4, color=style.colour, **looks)
+    halves[(means < shown.low) | (means > shown.high)] = 0
+    if halves.any() and len(places) > 1:
+        low, high = (means - halves).clip(0), means + halves
+        cell.fill_between(places, low, high, color=style.colour, alpha=0.18, lw=1)
+    elif halves.any():
+        cell.errorbar(places, means, halves, color=style.colour, capsize=3)
+    for beyond, edge, sign in ((means < shown.low, 0, "v"), (means > shown.high, 1, "^")):
+        if out := [place for place, is_out in zip(places, beyond, strict=True) if is_out]:
+            edges: Any = [edge] * len(out)
+            across = cell.get_xaxis_transform()
+            cell.plot(out, edges, sign, color=style.colour, transform=across, clip_on=False)
 
 
 def _legend(
@@ -447,8 +468,7 @@ def _binomial(n: int, share: float) -> np.ndarray:
     return np.concatenate([[0.0], np.cumsum(np.exp(logs))])
 
 
-def _short(value: Any) -> str:
-    text = format_value(value)
+def _short(text: str) -> str:
     return f"{text[:23]}…" if len(text) > 24 else text
 
 
@@ -456,8 +476,13 @@ def _label(cell: Axes, x: str, y: str) -> None:
     cell.set(xlabel=x, ylabel=y)
     if x == "epoch":
         cell.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    if y.endswith("accuracy"):
-        cell.yaxis.set_major_formatter(PercentFormatter(xmax=1))
+
+
+class _Plain(LogFormatter):
+    """Labels as many ticks of a logarithmic axis as LogFormatter does, as 0.3 and not 3e-01."""
+
+    def __call__(self, value: float, place: int | None = None) -> str:
+        return f"{value:g}" if super().__call__(value, place) else ""
 
 
 def _number_axis(cell: Axes, axis: str, values: Sequence[float]) -> None:
@@ -466,10 +491,3 @@ def _number_axis(cell: Axes, axis: str, values: Sequence[float]) -> None:
         cell.set_xscale("log")
     elif all(isinstance(value, int) for value in values):
         cell.xaxis.set_major_locator(MaxNLocator(integer=True))
-
-
-def _word_axis(cell: Axes, words: Sequence[str]) -> None:
-    """Words in that order, turned where they are too long to stand side by side."""
-    cell.plot(words, [math.nan] * len(words))
-    turned = sum(map(len, words)) > 60
-    cell.tick_params(axis="x", rotation=30 if turned else 0)

@@ -11,7 +11,7 @@ from itertools import combinations, zip_longest
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from mnist_cli.report.tables import axis_name, format_value, percent, settings
+from mnist_cli.report.tables import axis_name, counted, format_value, percent, settings
 from mnist_cli.sweeps.stats import Sample, SeedGroup, seeds_to_show
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ class Window:
         low: where it begins.
         high: where it ends.
         is_log: whether it is logarithmic.
-        beyond: how many lines leave it.
+        beyond: how many points it does not show.
     """
 
     low: float
@@ -82,8 +82,8 @@ class Window:
 
     def label(self, name: str) -> str:
         """The axis' name, with what it does not show."""
-        lines = f"{self.beyond} line{'s' * (self.beyond > 1)} beyond the axis"
-        return f"{name} ({lines})" if self.beyond else name
+        beyond = counted(self.beyond, "point")
+        return f"{name} ({beyond} beyond the axis)" if beyond else name
 
 
 def key(names: Sequence[str], swept: Sequence[Mapping[str, Any]], scores: Sequence[float]) -> Key:
@@ -175,7 +175,10 @@ def sample(values: Sequence[float | None]) -> Sample:
 
 def group_key(groups: Sequence[SeedGroup]) -> Key:
     """How to draw one line for each group."""
-    names = [settings(group.values) or "all seeds" for group in groups]
+    names = []
+    for group in groups:
+        diverged = f" ({group.n_diverged} of {len(group.trials)} diverged)" * (group.n_diverged > 0)
+        names.append((settings(group.values) or "all seeds") + diverged)
     return key(names, [group.values for group in groups], [*map(score, groups)])
 
 
@@ -251,7 +254,7 @@ def window(lines: Sequence[Sequence[Sample]], *, is_accuracy: bool) -> Window:
     drawn = [line for line in drawn if line]
     most = max(FAR * median([cost(line[0].mean) for line in drawn] or [1.0]), NEAR)
     kept = [[each for each in line if cost(each.mean) <= most] for line in drawn]
-    beyond = sum(len(few) < len(line) for few, line in zip(kept, drawn, strict=True))
+    beyond = sum(map(len, drawn)) - sum(map(len, kept))
     shown = [each for line in kept for each in line] or [Sample.of([0.0]), Sample.of([1.0])]
     least, top = (max(1 - most, 0.0), 1.0) if is_accuracy else (0.0, most)
     low = max(least, min(each.mean - half_width(each) for each in shown))
