@@ -20,6 +20,8 @@ from mnist_cli.runs import interrupts, store
 from mnist_cli.sweeps.stats import rank
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from mnist_cli.runs.checkpoint import Checkpoint
     from mnist_cli.runs.datasets import Datasets
     from mnist_cli.runs.evaluate import Classified
@@ -175,9 +177,8 @@ def predict(
     images: Annotated[list[Path], Argument(metavar="IMAGE...", help="Picture files.")],
     checkpoint: opt.CheckpointOption = Path("best.pt"),
     show: Annotated[
-        Path | None,
-        Option("--show", metavar="FILE", help="Draw what the network sees of them into a PNG."),
-    ] = None,
+        bool, Option("--show", help="Draw what the network sees of them, into predictions.png.")
+    ] = False,
     model: opt.Model = None,
     device: opt.Device = None,
     runs_dir: opt.RunsDir = None,
@@ -216,9 +217,32 @@ def predict(
         top = max(found, key=found.__getitem__)
         row |= {"class": top, "probability": found[top], "probabilities": found}
         parts.append(tables.prediction(str(image), found))
+    if show and readable:
+        parts.append(_show_seen(path, [row for row, _ in readable], np.stack(pixels), as_json))
     screen.print_result(as_json, rows, *parts)
     if len(readable) < len(images):
         raise typer.Exit(UsageError.exit_code)
+
+
+def _show_seen(
+    checkpoint: Path, rows: Sequence[dict[str, Any]], pixels: "np.ndarray", as_json: bool
+) -> str:
+    """Draws images as a network gets them, each with what it takes them for; also on a terminal.
+
+    Returns:
+        The picture, whose path becomes `plot` of each row.
+    """
+    from mnist_cli.report import plots, tables
+
+    picture = Path("predictions.png")
+    labels = [f"{row['class']}, {tables.percent(row['probability'], 1)}" for row in rows]
+    plots.image_grid(picture, f"what {checkpoint} sees, and says", pixels, labels)
+    for row in rows:
+        row["plot"] = str(picture.absolute())
+    terminal = screen.human_console(as_json)
+    if terminal.is_terminal and not terminal.no_color:
+        terminal.print(tables.image_row(pixels, labels, terminal.width))
+    return f"what it sees: {picture}"
 
 
 def export(

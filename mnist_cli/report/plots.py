@@ -272,8 +272,8 @@ def _label_cells(
 def _name_ticks(axis: Axis, names: Sequence[str]) -> None:
     """Names at 0, 1, ..., those across turned where they are too long to stand side by side."""
     every = math.ceil(len(names) / TICKS)
-    axis.set_ticks(range(0, len(names), every), [_short(name) for name in names[::every]])
-    if isinstance(axis, XAxis) and sum(map(len, names[::every])) > 50:
+    axis.set_ticks(range(0, len(names), every), [series.short(name, 36) for name in names[::every]])
+    if isinstance(axis, XAxis) and len(names[::every]) * max(map(len, names)) > 40:
         axis.set_tick_params(rotation=35)
         for label in axis.get_ticklabels():
             label.set(ha="right", rotation_mode="anchor")
@@ -466,10 +466,6 @@ def _binomial(n: int, share: float) -> np.ndarray:
     steps = np.log((n - k + 1) / k * share / (1 - share))  # of P(K = k) over P(K = k - 1)
     logs = n * math.log1p(-share) + np.concatenate([[0.0], np.cumsum(steps)])
     return np.concatenate([[0.0], np.cumsum(np.exp(logs))])
-
-
-def _short(text: str) -> str:
-    return f"{text[:23]}…" if len(text) > 24 else text
 
 
 def _label(cell: Axes, x: str, y: str) -> None:

@@ -272,10 +272,13 @@ def recalls(seen: "Classified") -> "tuple[np.ndarray, list[str]]":
     """The confusion matrix in shares of the true class; and the classes, each with its recall."""
     counts = seen.counts
     shares = counts / counts.sum(axis=1, keepdims=True).clip(1)
-    diagonal = shares.diagonal().tolist()
-    return shares, [
-        f"{n}  {percent(share, 1)}" for n, share in zip(seen.classes, diagonal, strict=True)
-    ]
+    named = zip(seen.classes, shares.diagonal().tolist(), strict=True)
+    return shares, [f"{short(name, 24)}  {percent(share, 1)}" for name, share in named]
+
+
+def short(text: str, most: int) -> str:
+    """A text of no more letters than that."""
+    return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
 def seeds_needed(accuracies: Sequence[float], gain: float = 0.001) -> str:
