@@ -152,7 +152,7 @@ def _chart(lines: Sequence[Line], x: str, y: str, key: Key | None = None) -> Fig
         down |= {"type": "log"} if series.is_wide(means) else {"rangemode": "tozero"}
     else:
         samples = [samples for *_, samples in lines]
-        down |= _range(series.window(samples, is_accuracy=is_accuracy), y)
+        down |= _range(series.window(samples, is_accuracy=is_accuracy, apart=x != "epoch"), y)
     marked = sum(len(places) for _, places, _ in lines) <= MANY
     data = [_line(*line, marked or len(line[1]) == 1, is_accuracy) for line in lines]
     if key and key.scale:

@@ -193,7 +193,7 @@ def seed_distribution(path: Path, title: str, accuracies: Sequence[float], n_ima
     found, measured = np.array(accuracies), Sample.of(accuracies)
     by_chance = _binomial(n_images, measured.mean)
     chance_sd = math.sqrt(measured.mean * (1 - measured.mean) / n_images)
-    shown = series.window([[Sample.of([each])] for each in accuracies], is_accuracy=True)
+    shown = series.window([[*map(series.one, accuracies)]], is_accuracy=True, apart=True)
     low = max(0.0, min(shown.low, measured.mean - 4 * chance_sd))
     high = min(1.0, max(shown.high, measured.mean + 4 * chance_sd))
     inside = found[(found >= low) & (found <= high)]
@@ -382,8 +382,7 @@ def _lines(
         The name, with what the axis does not show.
     """
     samples = [samples for *_, samples in lines]
-    judged = [[each] for line in samples for each in line] if apart else samples
-    shown = series.window(judged, is_accuracy=is_accuracy)
+    shown = series.window(samples, is_accuracy=is_accuracy, apart=apart)
     for style, places, line in lines:
         _line(cell, style, places, line, shown)
     if shown.is_log:

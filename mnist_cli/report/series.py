@@ -83,7 +83,7 @@ class Window:
     def label(self, name: str) -> str:
         """The axis' name, with what it does not show."""
         beyond = counted(self.beyond, "point")
-        return f"{name} ({beyond} beyond the axis)" if beyond else name
+        return f"{name} ({beyond} off axis)" if beyond else name
 
 
 def key(names: Sequence[str], swept: Sequence[Mapping[str, Any]], scores: Sequence[float]) -> Key:
@@ -167,6 +167,11 @@ def over_epochs(runs: Sequence[Sequence[Record]], metric: str) -> list[Sample]:
     return [sample(e) for e in zip_longest(*([record[metric] for record in run] for run in runs))]
 
 
+def one(value: float) -> Sample:
+    """The sample of one value."""
+    return Sample.of([value])
+
+
 def sample(values: Sequence[float | None]) -> Sample:
     """The sample of those values that are finite; NaN, which is not drawn, of none."""
     finite = [number for number in values if number is not None and math.isfinite(number)]
@@ -177,7 +182,7 @@ def group_key(groups: Sequence[SeedGroup]) -> Key:
     """How to draw one line for each group."""
     names = []
     for group in groups:
-        diverged = f" ({group.n_diverged} of {len(group.trials)} diverged)" * (group.n_diverged > 0)
+        diverged = f" ({group.n_diverged} of {len(group.trials)} diverged)" if group.n_diverged else ""
         names.append((settings(group.values) or "all seeds") + diverged)
     return key(names, [group.values for group in groups], [*map(score, groups)])
 
@@ -235,27 +240,28 @@ def grids(groups: Sequence[SeedGroup]) -> dict[tuple[str, str], Grid]:
             for axis in (down, across)
         )
         cells = [[best.get((row, column)) for column in columns] for row in rows]
-        shown = window([[Sample.of([accuracy])] for accuracy in best.values()], is_accuracy=True)
+        shown = window([[*map(one, best.values())]], is_accuracy=True, apart=True)
         found[down, across] = Grid(rows, columns, cells, max(shown.low, 0.0), min(shown.high, 1.0))
     return found
 
 
-def window(lines: Sequence[Sequence[Sample]], *, is_accuracy: bool) -> Window:
+def window(lines: Sequence[Sequence[Sample]], *, is_accuracy: bool, apart: bool = False) -> Window:
     """What an axis shows of lines: all means but those far worse than most.
 
     Those are losses, or shares of errors, above `FAR` times the median of what the lines begin
-    with. Losses that range over more than a factor of 20 are on a logarithmic axis.
+    with, or of all points if `apart`. Losses that range over more than a factor of 20 are on a
+    logarithmic axis.
     """
 
     def cost(mean: float) -> float:
         return 1 - mean if is_accuracy else mean
 
     drawn = [[each for each in line if math.isfinite(each.mean)] for line in lines]
-    drawn = [line for line in drawn if line]
-    most = max(FAR * median([cost(line[0].mean) for line in drawn] or [1.0]), NEAR)
+    firsts = [each for line in drawn for each in (line if apart else line[:1])]
+    most = max(FAR * median([cost(each.mean) for each in firsts] or [1.0]), NEAR)
     kept = [[each for each in line if cost(each.mean) <= most] for line in drawn]
     beyond = sum(map(len, drawn)) - sum(map(len, kept))
-    shown = [each for line in kept for each in line] or [Sample.of([0.0]), Sample.of([1.0])]
+    shown = [each for line in kept for each in line] or [one(0.0), one(1.0)]
     least, top = (max(1 - most, 0.0), 1.0) if is_accuracy else (0.0, most)
     low = max(least, min(each.mean - half_width(each) for each in shown))
     high = min(top, max(each.mean + half_width(each) for each in shown))
