@@ -213,7 +213,7 @@ def seed_distribution(path: Path, title: str, accuracies: Sequence[float], n_ima
         cell.xaxis.set_major_formatter(PercentFormatter(xmax=1))
         cell.yaxis.set_major_locator(MaxNLocator(integer=True))
         lost = len(found) - len(inside)
-        _label(cell, f"accuracy ({lost} beyond the axis)" if lost else "accuracy", "seeds")
+        _label(cell, f"accuracy ({lost} off axis)" if lost else "accuracy", "seeds")
         _legend([cell], title=series.seeds_needed(accuracies))
 
 

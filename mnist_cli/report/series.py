@@ -182,7 +182,9 @@ def group_key(groups: Sequence[SeedGroup]) -> Key:
     """How to draw one line for each group."""
     names = []
     for group in groups:
-        diverged = f" ({group.n_diverged} of {len(group.trials)} diverged)" if group.n_diverged else ""
+        diverged = (
+            f" ({group.n_diverged} of {len(group.trials)} diverged)" if group.n_diverged else ""
+        )
         names.append((settings(group.values) or "all seeds") + diverged)
     return key(names, [group.values for group in groups], [*map(score, groups)])
 

@@ -10,6 +10,7 @@ from mnist_cli.sweeps.stats import (
     SeedGroup,
     compare_with_winner,
     rank,
+    seeds_to_show,
     t95,
     t_two_sided,
     welch_p,
@@ -114,3 +115,17 @@ def test_equal_accuracies_are_ranked_by_loss_and_select_loss_by_loss_alone() -> 
     trials = [row(0.9, 0.5, a=1), row(0.9, 0.4, a=2), row(0.8, 0.1, a=3), row(None, None, a=4)]
     assert [found.values["a"] for found in rank(trials)] == [2, 1, 3, 4]
     assert [found.values["a"] for found in rank(trials, "loss")] == [3, 2, 1, 4]
+
+
+def test_so_many_seeds_find_the_gain_in_four_of_five_experiments() -> None:
+    """By simulation; and by the rule of thumb of the source, 16 s^2 / d^2."""
+    values = [0.0, 0.001, 0.002, 0.003]
+    seeds = seeds_to_show(values, 0.001)
+    assert seeds == pytest.approx(16 * Sample.of(values).sd ** 2 / 0.001**2, rel=0.05)
+    draws = np.random.default_rng(0).normal(0, Sample.of(values).sd, (2, 2000, seeds))
+    found = [
+        welch_p(Sample.of(a.tolist()), Sample.of(b.tolist())) < 0.05
+        for a, b in zip(draws[0], draws[1] + 0.001, strict=True)
+    ]
+    assert np.mean(found) == pytest.approx(0.8, abs=0.04)
+    assert seeds_to_show(values, 0.1) == 3
