@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 Record = Mapping[str, Any]
 
 TRAIN, VAL, BEST = "#8a8f98", "#3b7dd8", "#d1495b"
-ORDERED = ("#6a51c7", "#3178c6", "#1f9e96", "#6fae3c", "#dba520")  # ever lighter
+ORDERED = ("#5a35b0", "#2f6fc4", "#1f9a94", "#7ab648", "#e6b830")  # ever lighter
 # M. Okabe and K. Ito, "Color Universal Design", 2008, without black and yellow.
 NAMED = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 DASHES = 4  # kinds of line

@@ -237,7 +237,7 @@ def test_plot_draws_everything_from_the_folder_alone(mnist: Mnist, runs: Path) -
     for picture in pictures.iterdir():
         picture.unlink()
     drawn = {Path(line).stem for line in mnist("plot", "mlp-sweep-0001").out.splitlines()}
-    axes = {"accuracy-optimizer.lr", "accuracy-model"}
+    axes = {"accuracy-optimizer.lr", "accuracy-model", "accuracy-optimizer.lr-model"}
     assert drawn == {"curves", *axes, "confusion-val", "mistakes-val"}
     assert {path.stem for path in pictures.iterdir()} == drawn
     ended = mnist("plot", "mlp-sweep-0001/trials/000", "--split", "test")

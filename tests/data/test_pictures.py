@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw, ImageFilter, ImageOps
 
 from mnist_cli.data import pictures
 from mnist_cli.errors import UsageError
+from mnist_cli.report import plots
 from tests.conftest import Mnist
 
 Bytes = npt.NDArray[np.uint8]
@@ -226,6 +227,28 @@ def test_predict_says_what_each_picture_is(mnist: Mnist, tmp_path: Path) -> None
     assert mnist("predict", str(bad)).code == 2
     assert mnist("predict", str(good), "--checkpoint", str(bad)).code == 5
     assert mnist("predict").code == 2
+
+
+def test_predict_shows_what_the_network_sees(
+    mnist: Mnist, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    mnist("train", "data={name: synthetic, size: 140}", "--epochs", "1")
+    good, bad = tmp_path / "good.png", tmp_path / "bad.txt"
+    seven().save(good)
+    bad.write_text("hello")
+    drawn: list[tuple[Bytes, list[str]]] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plots, "image_grid", lambda _, __, *shown: drawn.append(shown))
+        shown, unread = mnist("predict", str(good), str(bad), "--show", "--json").json
+    ((pixels, labels),) = drawn
+    assert np.array_equal(pixels[0], pictures.prepare(good, "synthetic", (1, 28, 28)))
+    assert labels == [f"{shown['class']}, {100 * shown['probability']:.1f} %"]
+    assert shown["plot"] == str(tmp_path / "predictions.png")
+    assert "plot" not in unread
+    assert "predictions.png" in mnist("predict", str(good), "--show").out
+    assert (tmp_path / "predictions.png").read_bytes()[1:4] == b"PNG"
+    assert mnist("predict", str(bad), "--show").code == 2
 
 
 @pytest.mark.real_data
