@@ -42,6 +42,7 @@ Prediction = TypedDict(
         "class": str,
         "probability": float,
         "probabilities": dict[str, float],
+        "plot": str,
         "error": str,
     },
     total=False,
