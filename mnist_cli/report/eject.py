@@ -78,8 +78,8 @@ optimizer = torch.optim.$optimizer
 $scheduler
 for epoch in range($epochs):
     model.train()
-    order = $order
-    for batch in torch.from_numpy(np.arange(len(images))[train])[order].split($batch_size):
+$order
+    for batch in torch.from_numpy(train)[order].split($batch_size):
         batch = batch.to(device)
         optimizer.zero_grad()
         loss = F.cross_entropy(model(images[batch]), labels[batch]$loss)
@@ -117,7 +117,7 @@ def script(name: str, config: Config, epochs: int) -> str:
     smoothing = config.loss.label_smoothing
     smooth = f", label_smoothing={smoothing}" if smoothing else ""
     return SCRIPT.substitute(
-        name=name,
+        name=re.sub(r"[^\w./-]", "_", name),  # of a folder: it may be anything
         but=", but for dropout, whose masks are others" if dropouts(own) else "",
         dataset=spec.torchvision,
         dtype=dtype,
@@ -125,11 +125,11 @@ def script(name: str, config: Config, epochs: int) -> str:
         split=_split(config.data, spec.holdout),
         weights=derive(seed, "weights"),
         model=model,
-        optimizer=f"{OPTIMIZERS[config.optimizer.name]}(model.parameters()"
-        f"{_keywords(config.optimizer, 'name')})",
+        optimizer=f"{OPTIMIZERS[config.optimizer.name]}(\n    model.parameters()"
+        f"{_keywords(config.optimizer, 'name')}\n)",
         scheduler=_scheduler(config.scheduler, config.optimizer.lr),
         epochs=epochs,
-        order=_order(seed) if config.data.shuffle else "torch.arange(len(train))",
+        order=_order(seed) if config.data.shuffle else "    order = torch.arange(len(train))",
         batch_size=config.data.batch_size,
         loss=f', reduction="sum"{smooth}' if config.loss.reduction == "sum" else smooth,
         smoothing=smooth,
@@ -159,8 +159,8 @@ def _keywords(section: Any, *leave: str) -> str:
 
 
 def _order(seed: int) -> str:
-    generator = f'torch.Generator().manual_seed(derive({seed}, "order", epoch))'
-    return f"torch.randperm(len(train), generator={generator})"
+    generator = f'    generator = torch.Generator().manual_seed(derive({seed}, "order", epoch))'
+    return f"{generator}\n    order = torch.randperm(len(train), generator=generator)"
 
 
 def _split(data: ImageData, holdout: int) -> str:
@@ -169,9 +169,11 @@ def _split(data: ImageData, holdout: int) -> str:
         return f"train, val = np.split({places}, [count])"
     if data.split == "holdout":
         return f"train, val, _ = np.split({places}, [count - {holdout}, count])"
-    order = f"np.random.default_rng({derive(data.seed, 'split')}).permutation(len(images))"
-    ends = "[len(images) - len(images) // 10 * 2, len(images) - len(images) // 10]"
-    return f"train, val, _ = np.split({order}, {ends})"
+    return (
+        f"order = np.random.default_rng({derive(data.seed, 'split')}).permutation(len(images))\n"
+        "tenth = len(images) // 10\n"
+        "train, val, _ = np.split(order, [len(images) - 2 * tenth, len(images) - tenth])"
+    )
 
 
 def _scheduler(scheduler: Any, lr: float) -> str:
@@ -204,18 +206,27 @@ def _model(config: Config, name: str) -> "tuple[str, nn.Module]":
     """
     import torch
     from torch import nn
-    from torch.fx import symbolic_trace
+    from torch.fx import GraphModule, Tracer
 
     from mnist_cli.data.dataset import form
     from mnist_cli.models.modules import build
 
+    class Outline(Tracer):
+        """Traces what a module does with its layers, and not what they do."""
+
+        def is_leaf_module(self, *_: object) -> bool:
+            return True
+
     shape, classes = form(config.data)
     own = build(config.model, shape, len(classes), config.train.seed)
     if isinstance(own, nn.Sequential):
-        code = f"model = {_layer(own)}"
+        code = f"model = {_layer(own, 0)}"
     else:
-        lines = [f"        self.{child} = {_layer(layer)}" for child, layer in own.named_children()]
-        forward = re.sub(r";\s+[\w = ]+ = None", "", symbolic_trace(own).code.strip())
+        lines = [
+            f"        self.{child} = {_layer(layer, 8)}" for child, layer in own.named_children()
+        ]
+        traced = GraphModule(own, Outline().trace(own)).code.strip()
+        forward = re.sub(r";\s+[\w = ]+ = None", "", traced)
         body = "\n".join(f"    {line}".rstrip() for line in forward.splitlines())
         start = ["class Model(nn.Module):", "    def __init__(self):", "        super().__init__()"]
         code = "\n".join(["", *start, *lines, "", body, "", "", "model = Model()"])
@@ -235,15 +246,16 @@ def _model(config: Config, name: str) -> "tuple[str, nn.Module]":
     return code, own
 
 
-def _layer(layer: "nn.Module") -> str:
-    """What makes a layer, with everything in it."""
+def _layer(layer: "nn.Module", indent: int) -> str:
+    """What makes a layer, with everything in it, where it begins so far into a line."""
     from torch import nn
 
     from mnist_cli.models.modules import Dropout, Reshape
 
     if isinstance(layer, nn.Sequential):
-        inside = ",\n    ".join(_layer(each) for each in layer)
-        return f"nn.Sequential(\n    {inside},\n)"
+        space = " " * indent
+        inside = "".join(f"{space}    {_layer(each, indent + 4)},\n" for each in layer)
+        return f"nn.Sequential(\n{inside}{space})"
     if isinstance(layer, Reshape):  # images have their shape
         return "nn.Identity()"
     return f"nn.Dropout({layer.p})" if isinstance(layer, Dropout) else f"nn.{layer}"

@@ -112,6 +112,13 @@ def test_what_the_script_would_not_train_is_refused(config: str, override: str, 
         script("a", load(config, [override]).config, 1)
 
 
+def test_the_name_of_a_folder_is_no_code() -> None:
+    code = script('a"""; raise SystemExit; """\n', load("mlp").config, 1)
+    assert code.count('"""') == script("a", load("mlp").config, 1).count('"""')
+    assert "SystemExit; " not in code
+    compile(code, "script", "exec")
+
+
 def test_a_script_overwrites_nothing_and_is_of_one_run(mnist: Mnist, tmp_path: Path) -> None:
     small = ("data={name: synthetic, size: 140}", "--epochs", "1", "--lrs", "1e-3,1e-2")
     where = ("--runs-dir", str(tmp_path))
