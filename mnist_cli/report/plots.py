@@ -26,9 +26,16 @@ from matplotlib.ticker import LogFormatter, MaxNLocator, PercentFormatter
 from mnist_cli.data import durable
 from mnist_cli.report import series
 from mnist_cli.report.series import BEST, ORDERED, TRAIN, VAL, Grid, Key, Style, Window
-from mnist_cli.report.tables import axis_name, counted, experiment, format_value, percent
+from mnist_cli.report.tables import (
+    axis_name,
+    counted,
+    experiment,
+    format_value,
+    percent,
+    seeds_needed,
+)
 from mnist_cli.runs.store import RunDirectory
-from mnist_cli.sweeps.stats import Sample, SeedGroup, rank
+from mnist_cli.sweeps.stats import MANY_SEEDS, Sample, SeedGroup, rank
 
 if TYPE_CHECKING:
     from mnist_cli.report.compare import Compared
@@ -92,7 +99,19 @@ def draw(folder: RunDirectory) -> list[Path]:
     for (down, across), grid in series.grids(groups).items():
         drawn.append(folder.plots / f"accuracy-{down}-{across}.png")
         _grid(drawn[-1], title, axis_name(down), axis_name(across), grid)
-    return drawn
+    return [*drawn, *_seeds(folder, title, groups)]
+
+
+def _seeds(folder: RunDirectory, title: str, groups: Sequence[SeedGroup]) -> list[Path]:
+    """How the accuracy of one setting is spread over many seeds."""
+    (only, *others), trials = groups, folder.summary()["trials"]
+    found = [acc for trial in only.trials if (acc := trials[trial]["val/acc"]) is not None]
+    n_images = folder.trial(only.trials[0]).meta().get("data", {}).get("val")
+    if others or len(found) < MANY_SEEDS or not n_images:
+        return []
+    path = folder.plots / "accuracy-seeds.png"
+    seed_distribution(path, f"{title}\nvalidation accuracy", found, n_images)
+    return [path]
 
 
 def overlay(path: Path, compared: "Sequence[Compared]") -> bool:
@@ -214,7 +233,7 @@ def seed_distribution(path: Path, title: str, accuracies: Sequence[float], n_ima
         cell.yaxis.set_major_locator(MaxNLocator(integer=True))
         lost = len(found) - len(inside)
         _label(cell, f"accuracy ({lost} off axis)" if lost else "accuracy", "seeds")
-        _legend([cell], title=series.seeds_needed(accuracies))
+        _legend([cell], title=seeds_needed(accuracies))
 
 
 def _confusion(path: Path, title: str, seen: "Classified") -> None:

@@ -12,7 +12,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from mnist_cli.report.tables import axis_name, counted, format_value, percent, settings
-from mnist_cli.sweeps.stats import Sample, SeedGroup, seeds_to_show
+from mnist_cli.sweeps.stats import Sample, SeedGroup
 
 if TYPE_CHECKING:
     import numpy as np
@@ -287,12 +287,6 @@ def recalls(seen: "Classified") -> "tuple[np.ndarray, list[str]]":
 def short(text: str, most: int) -> str:
     """A text of no more letters than that."""
     return text if len(text) <= most else f"{text[: most - 1]}…"
-
-
-def seeds_needed(accuracies: Sequence[float], gain: float = 0.001) -> str:
-    """What the spread of accuracies over seeds says of differences: how many seeds show one."""
-    seeds = seeds_to_show(accuracies, gain)
-    return f"a gain of {100 * gain:g} points needs {seeds:,} seeds to show"
 
 
 def half_width(each: Sample) -> float:

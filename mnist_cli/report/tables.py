@@ -169,6 +169,9 @@ def ranking(summary: Record, select: str) -> Iterator[RenderableType]:
     title = "winner: " if summary["status"] == "finished" else "best so far: "
     named = f"{title * (len(ranked) > 1)}{settings(winner.values) or 'all seeds'}"
     yield f"{named}: val acc {spread(winner.acc)}{details}"
+    if seeds >= stats.MANY_SEEDS:
+        found = [summary["trials"][trial]["val/acc"] for trial in winner.trials[:seeds]]
+        yield f"by this spread, {seeds_needed(found)}"
     if len(ranked) == 1 or seeds == 1:
         return
     if seeds < stats.MIN_SEEDS:
@@ -445,6 +448,12 @@ def evaluations(documents: Sequence[Record]) -> Table:
             row[">scaled ECE"] = percent(measured["scaled_ece"])
         rows.append(row)
     return table(rows, least=("data", "n", "loss"))
+
+
+def seeds_needed(accuracies: Sequence[float], gain: float = 0.001) -> str:
+    """What the spread of accuracies over seeds says of differences: how many seeds show one."""
+    seeds = stats.seeds_to_show(accuracies, gain)
+    return f"a gain of {100 * gain:g} points needs {seeds:,} seeds to show"
 
 
 def over_seeds(split: str, accuracies: Sequence[float]) -> str:

@@ -132,6 +132,7 @@ def _train_stack(job: StackJob, datasets: Datasets) -> Iterator[Event]:
                 "name": data.name,
                 "split": config.data.split,
                 "sha256": data.sha256,
+                "val": len(data.val),
                 "shape": list(data.shape),
                 "classes": list(data.classes),
             },

@@ -12,6 +12,7 @@ from mnist_cli.runs.selection import selection_score
 SEED = "train.seed"
 # What is not a swept setting in a trial's row.
 MEASURED = ("run", "status", "val/loss", "val/acc", "seconds")
+MANY_SEEDS = 10  # of which the distribution is shown
 MIN_SEEDS = 3  # with two, an interval is 9 standard deviations wide to either side
 ALPHA = 0.05
 POWER = 0.8

@@ -4,6 +4,8 @@ import shutil
 from pathlib import Path
 from statistics import fmean, stdev
 
+import pytest
+
 from mnist_cli.runs.documents import write_json
 from mnist_cli.runs.store import RunDirectory
 from tests.cli.conftest import SMALL
@@ -70,3 +72,12 @@ def test_seeds_whose_checkpoints_were_not_kept_cannot_be_evaluated(
     assert mnist("eval", "mlp-seeds-0001").code == 0
     ended = mnist("eval", "mlp-seeds-0001", "--seeds")
     assert (ended.code, "--keep best" in ended.err) == (2, True)
+
+
+@pytest.mark.pictures
+def test_many_seeds_are_drawn_as_a_distribution(mnist: Mnist, runs: Path) -> None:
+    ended = mnist("train", *SMALL, "--seeds", "10", "--keep", "best")
+    assert str(runs / "mlp-seeds-0001" / "plots" / "accuracy-seeds.png") in ended.out
+    assert "a gain of 0.1 points needs" in ended.out
+    few = mnist("train", *SMALL, "--seeds", "9")
+    assert "accuracy-seeds.png" not in few.out

@@ -13,7 +13,7 @@ import pytest
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 
-from mnist_cli.report import figures, plots, series
+from mnist_cli.report import figures, plots, series, tables
 from mnist_cli.runs.evaluate import Classified
 from mnist_cli.runs.store import RunDirectory
 from mnist_cli.sweeps.stats import Sample, rank
@@ -335,7 +335,7 @@ def test_the_spread_over_seeds_is_beside_what_the_images_alone_cause(
     spread = math.sqrt(np.average((middles - right.mean()) ** 2, weights=counts))
     assert spread == pytest.approx(math.sqrt(right.mean() * (1 - right.mean()) / 1000), rel=0.1)
     (found,) = drawn[0].legends
-    needed = series.seeds_needed(right.tolist())
+    needed = tables.seeds_needed(right.tolist())
     assert found.get_title().get_text() == needed
     assert needed.startswith("a gain of 0.1 points needs ")
     assert f"{seeds:,} seeds: {100 * right.mean():.2f} %" in legend(drawn[0])[0]
