@@ -18,6 +18,8 @@ from mnist_cli.runs.evaluate import Classified
 from mnist_cli.runs.store import RunDirectory
 from mnist_cli.sweeps.stats import Sample, rank
 
+pytestmark = pytest.mark.pictures
+
 Axes = Mapping[str, Sequence[Any]]
 
 # G. M. Machado, M. M. Oliveira, L. A. F. Fernandes, "A Physiologically-based Model for Simulation
