@@ -95,6 +95,10 @@ TensorBoard = Annotated[
     bool,
     Option("--tensorboard", help="Write for TensorBoard too: `tensorboard --logdir runs`."),
 ]
+On = Annotated[
+    str | None,
+    Option("--on", metavar="ray|ray://HOST:PORT", help="A Ray cluster to train on [this machine]."),
+]
 CheckpointOption = Annotated[
     Path,
     Option("--checkpoint", metavar="FILE|RUN", help="A best.pt or last.pt, or a run: its best."),

@@ -45,6 +45,7 @@ def train(
     workers: opt.Workers = None,
     keep: opt.Keep = "all",
     tensorboard: opt.TensorBoard = False,
+    on: opt.On = None,
     as_json: opt.Json = False,
 ) -> None:
     """Train one run as the config says, or the same with several seeds.
@@ -62,10 +63,10 @@ def train(
     root = store.runs_root(runs_dir)
     if swept:
         options = {"fuse": fuse == "on", "workers": workers, "keep": keep, "test": False}
-        _start_sweep(chosen, expand(chosen), root, "seeds", options, tensorboard, as_json)
+        _start_sweep(chosen, expand(chosen), root, "seeds", options, tensorboard, as_json, on)
         return
     begin = partial(store.create, root, chosen.name or "run")
-    with _session([chosen], begin, tensorboard, as_json) as session:
+    with _session([chosen], begin, tensorboard, as_json, on) as session:
         from mnist_cli.runs import run as runs
 
         _train_run(runs.create(chosen, session.folder), session, as_json)
@@ -93,6 +94,7 @@ def sweep(
     workers: opt.Workers = None,
     keep: opt.Keep = "all",
     tensorboard: opt.TensorBoard = False,
+    on: opt.On = None,
     dry_run: Annotated[
         bool, Option("--dry-run", help="List the runs and how they are grouped; run nothing.")
     ] = False,
@@ -124,7 +126,7 @@ def sweep(
         return
     options = {"fuse": fuse == "on", "workers": workers, "keep": keep, "test": True}
     _start_sweep(
-        loaded.config, trials, store.runs_root(runs_dir), "sweep", options, tensorboard, as_json
+        loaded.config, trials, store.runs_root(runs_dir), "sweep", options, tensorboard, as_json, on
     )
 
 
@@ -138,6 +140,7 @@ def resume(
     runs_dir: opt.RunsDir = None,
     workers: opt.Workers = None,
     tensorboard: opt.TensorBoard = False,
+    on: opt.On = None,
     as_json: opt.Json = False,
 ) -> None:
     """Go on with an interrupted run or sweep, to the same bits.
@@ -157,7 +160,7 @@ def resume(
             f"{folder.name} goes on with its sweep", f"go on with: {sessions.resume_command(owner)}"
         )
     note = screen.console(stderr=True).print
-    with _session([], lambda: folder, tensorboard, as_json) as session:
+    with _session([], lambda: folder, tensorboard, as_json, on) as session:
         from mnist_cli.runs import resume as resuming
         from mnist_cli.sweeps import sweep as sweeps
 
@@ -188,6 +191,7 @@ def _session(
     begin: Callable[[], store.RunDirectory],
     tensorboard: bool,
     as_json: bool,
+    on: str | None,
 ) -> Iterator[Session]:
     """A `session` of a command; if it is interrupted, it says so, and how to go on."""
 
@@ -199,7 +203,7 @@ def _session(
 
     results, progress = screen.human_console(as_json), screen.console(stderr=True)
     with sessions.session(
-        configs, begin, results, progress, interrupted, tensorboard=tensorboard
+        configs, begin, results, progress, interrupted, tensorboard=tensorboard, on=on
     ) as session:
         yield session
 
@@ -212,10 +216,11 @@ def _start_sweep(
     options: Mapping[str, Any],
     tensorboard: bool,
     as_json: bool,
+    on: str | None,
 ) -> None:
     """Makes a sweep in a folder of its own and trains it; `options` are those of `sweep.create`."""
     begin = partial(store.create, root, f"{config.name or 'run'}-{kind}")
-    with _session([trial.config for trial in trials], begin, tensorboard, as_json) as session:
+    with _session([trial.config for trial in trials], begin, tensorboard, as_json, on) as session:
         from mnist_cli.sweeps import sweep as sweeps
 
         sweep = sweeps.create(config, trials, session.folder, **options)

@@ -26,7 +26,10 @@ if TYPE_CHECKING:
 
     from mnist_cli.runs.datasets import Datasets
     from mnist_cli.runs.run import Run
+    from mnist_cli.sweeps.executors import Executor
     from mnist_cli.sweeps.jobs import Event
+    from mnist_cli.sweeps.on_ray import Cluster
+    from mnist_cli.sweeps.plan import Machines
     from mnist_cli.sweeps.sweep import Sweep
 
 Interruption = KeyboardInterrupt | Terminated
@@ -42,6 +45,7 @@ class Session:
         results: where results go.
         progress: where everything on the way goes.
         events: what TensorBoard reads, if it shall.
+        cluster: where runs train, if not on this machine.
     """
 
     folder: RunDirectory
@@ -49,7 +53,22 @@ class Session:
     results: "Console"
     progress: "Console"
     events: "EventFiles | None"
+    cluster: "Cluster | None"
     _draw: Draw
+
+    def machines(self, config: Config) -> "Machines | None":
+        """What there is for the runs of a config, if they do not train on this machine."""
+        return self.cluster.machines(config) if self.cluster else None
+
+    def executor(self, processes: int) -> "Executor":
+        """What trains stacks; on this machine in so many processes."""
+        from mnist_cli.sweeps.executors import in_process, local_processes
+
+        if self.cluster:
+            return self.cluster.executor
+        if processes > 1:
+            return partial(local_processes, datasets=self.datasets, processes=processes)
+        return partial(in_process, datasets=self.datasets)
 
     def draw(self) -> None:
         """Draws the pictures; comes last, as by now everything else is saved and shown."""
@@ -71,6 +90,7 @@ def session(
     interrupted: Callable[[RunDirectory, Interruption], None],
     *,
     tensorboard: bool = False,
+    on: str | None = None,
 ) -> Iterator[Session]:
     """A training in a folder, from before torch is loaded.
 
@@ -81,6 +101,7 @@ def session(
         progress: where everything on the way goes.
         interrupted: called with the folder once what an interruption left is saved.
         tensorboard: whether every run gets files for TensorBoard, epoch by epoch.
+        on: a Ray cluster to train on (see `on_ray.cluster`), if not on this machine.
 
     Raises:
         MnistError: data, a device or a package are not there, another process trains in the
@@ -91,15 +112,19 @@ def session(
 
         if threading.current_thread() is threading.main_thread():
             interrupts.listen()  # from now on there is something to save
-        datasets = Datasets(progress.print)
+        datasets, cluster = Datasets(progress.print, "cpu" if on else None), None
         kinds = {(getattr(c.data, "path", c.data.name), c.train.device): c for c in configs}
         for config in kinds.values():
             datasets.get(config)
         own_models.prepare(configs, progress.print, datasets)
         with ExitStack() as stack:
             events = stack.enter_context(EventFiles()) if tensorboard else None
+            if on:
+                from mnist_cli.sweeps import on_ray
+
+                cluster = stack.enter_context(on_ray.cluster(on, datasets, progress.print))
             folder = stack.enter_context(_held(begin, interrupted))
-            yield Session(folder, datasets, results, progress, events, draw)
+            yield Session(folder, datasets, results, progress, events, cluster, draw)
 
 
 def train_run(run: "Run", session: Session) -> None:
@@ -110,16 +135,16 @@ def train_run(run: "Run", session: Session) -> None:
     """
     from mnist_cli.report import tables
     from mnist_cli.sweeps.driver import drive
-    from mnist_cli.sweeps.executors import in_process
     from mnist_cli.sweeps.plan import StackPlan, plan
 
     begins = f" goes on from epoch {len(run.records) + 1}" if run.records else ""
     session.results.print(f"{run.folder.name}{begins}: {tables.experiment(run.config)}")
     datasets = session.datasets
-    stacks = plan([[0]], [run.config], [datasets.get(run.config)]).stacks
+    machines = session.machines(run.config)
+    stacks = plan([[0]], [run.config], [datasets.get(run.config)], machines=machines).stacks
     if threads := run.meta.get("threads"):  # as many as before, which decide its bits
         stacks = (StackPlan((0,), threads),)
-    events = drive([run], stacks, partial(in_process, datasets=datasets))
+    events = drive([run], stacks, session.executor(1))
     if failures := _watch(events, [run], {}, session):
         raise _failure(run.folder, failures[0]) from failures[0]
 
@@ -147,15 +172,14 @@ def train_sweep(sweep: "Sweep", session: Session, workers: int | None = None) ->
     """
     from mnist_cli.report import tables
     from mnist_cli.sweeps import sweep as sweeps
-    from mnist_cli.sweeps.executors import Executor, in_process, local_processes
 
-    datasets = session.datasets
-    plan = sweeps.partition(sweep, datasets, workers)
+    machines = session.machines(sweep.trials[0].config)
+    plan = sweeps.partition(sweep, session.datasets, workers, machines)
     stacks = tables.counted(len(plan.stacks), "stack")
-    executor: Executor = partial(in_process, datasets=datasets)
-    if plan.workers > 1:
+    if session.cluster:
+        stacks += " on Ray"
+    elif plan.workers > 1:
         stacks += f" in {plan.workers} processes"
-        executor = partial(local_processes, datasets=datasets, processes=plan.workers)
     session.results.print(
         f"{sweep.folder.name}: {tables.counted(len(sweep.runs), 'run')} in {stacks}: "
         f"{tables.experiment(sweep.config)}"
@@ -163,7 +187,7 @@ def train_sweep(sweep: "Sweep", session: Session, workers: int | None = None) ->
     labels = {
         run.folder.name: trial.settings for run, trial in zip(sweep.runs, sweep.trials, strict=True)
     }
-    events = sweeps.run(sweep, plan.stacks, executor, datasets)
+    events = sweeps.run(sweep, plan.stacks, session.executor(plan.workers), session.datasets)
     return _watch(events, sweep.runs, labels, session)
 
 

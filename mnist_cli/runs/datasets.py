@@ -14,9 +14,11 @@ class Datasets:
 
     Args:
         report: takes a sentence about data being fetched.
+        device: what this process computes on, whatever configs say: for runs that train elsewhere.
     """
 
-    def __init__(self, report: Callable[[str], None]) -> None:
+    def __init__(self, report: Callable[[str], None], device: str | None = None) -> None:
+        self._device = device
         self._report = cache(report)  # a sentence that every load would say is said once
         self._last: tuple[str, Dataset] | None = None
 
@@ -31,10 +33,11 @@ class Datasets:
             UsageError: the device is not there.
             DataError: the data is missing or not what it should be, or not what it was.
         """
+        config = self.placed(config)
         device = resolve_device(config.train.device)
         if config.train.precision == "tf32" and device.type != "cuda":
             raise UsageError("train.precision: tf32 needs a GPU", "take fp32 or bf16")
-        key = f"{device} {config.data.model_dump_json(exclude={'batch_size', 'shuffle'})}"
+        key = f"{device} {images_key(config)}"
         if self._last is None or self._last[0] != key:
             self._last = None  # two at once would only cost memory
             self._last = key, load(config.data, device, self._report)
@@ -44,3 +47,16 @@ class Datasets:
             what = f"{name}: the images have changed since the run was trained with them"
             raise DataError(what, "put them back as they were, or start another run")
         return data
+
+    def placed(self, config: Config) -> Config:
+        """A config as this process can compute with it."""
+        if self._device is None:
+            return config
+        precision = config.train.precision
+        here = {"device": self._device, "precision": "fp32" if precision == "tf32" else precision}
+        return config.model_copy(update={"train": config.train.model_copy(update=here)})
+
+
+def images_key(config: Config) -> str:
+    """What two configs have in common that train on the same images."""
+    return config.data.model_dump_json(exclude={"batch_size", "shuffle"})

@@ -93,6 +93,7 @@ class Meta(TypedDict, total=False):
     versions: dict[str, str]
     device: str
     threads: int
+    attempts: list[dict[str, str]]  # host and device of each start, the last one last
     data: dict[str, Any]  # which, its sum, and what a model needs to know of it
     model: dict[str, str]  # the file that it is made in: path and sum
     weights: dict[str, str]  # of a run that was imported: the file they come from

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from mnist_cli.errors import INTERRUPTIONS, MnistError, in_words
 from mnist_cli.runs import interrupts
-from mnist_cli.runs.documents import Status
+from mnist_cli.runs.documents import Meta, Status
 from mnist_cli.runs.run import Run, commit, record_divergence, record_outcome, update_meta
 from mnist_cli.sweeps.executors import Executor
 from mnist_cli.sweeps.jobs import Ended, Epoch, Event, Failed, StackJob, Started
@@ -79,7 +79,9 @@ def _apply(event: Event, replica: int, run: Run) -> None:
         case Started(where=where):
             run.status, run.committed = "running", None
             versions = {**run.meta.get("versions", {}), **where.get("versions", {})}
-            update_meta(run, {**where, "status": "running", "versions": versions})
+            attempts = [*run.meta.get("attempts", []), *where.get("attempts", [])]
+            now: Meta = {"status": "running", "versions": versions, "attempts": attempts}
+            update_meta(run, {**where, **now})
         case Epoch(records=records, states=states):
             record, state = records[replica], states[replica]
             run.seconds += event.seconds

@@ -66,16 +66,21 @@ def local_processes(jobs: Sequence[StackJob], *, datasets: Datasets, processes: 
 def _work(job: StackJob, datasets: Datasets, done: memoryview, send: Send) -> None:
     """Trains one stack in a worker, and sends what happens."""
     for event in train_stack(job, datasets):
-        match event:
-            case Started(progress=progress):
-                threading.Thread(target=_publish, args=(progress, done), daemon=True).start()
-                send(replace(event, progress=int))
-            case Failed(error=error) if not isinstance(error, MnistError):
-                sent = RunError(f"{type(error).__name__}: {in_words(error)}")  # any can travel
-                sent.add_note("".join(traceback.format_exception(error)))  # for --debug
-                send(Failed((), sent))
-            case _:
-                send(event)
+        if isinstance(event, Started):
+            threading.Thread(target=_publish, args=(event.progress, done), daemon=True).start()
+        send(portable(event))
+
+
+def portable(event: Event) -> Event:
+    """An event as another process can read it: of any error the words, and no functions."""
+    match event:
+        case Started():
+            return replace(event, progress=int)
+        case Failed(error=error) if not isinstance(error, MnistError):
+            sent = RunError(f"{type(error).__name__}: {in_words(error)}")
+            sent.add_note("".join(traceback.format_exception(error)))  # for --debug
+            return Failed((), sent)
+    return event
 
 
 def _publish(progress: Callable[[], int], done: memoryview) -> None:

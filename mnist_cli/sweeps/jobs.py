@@ -5,6 +5,7 @@ gets the events writes the run folders: there is one path from the loop to the d
 that is killed, stopped or slow cannot leave anything half-done.
 """
 
+import platform
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -125,8 +126,10 @@ def _train_stack(job: StackJob, datasets: Datasets) -> Iterator[Event]:
     data = datasets.get(config)
     stack = _JobStack(job, data)
     with computing(job.threads, config.train.precision):
+        device = describe_device(stack.training.stack.device)
         where: Meta = {
-            "device": describe_device(stack.training.stack.device),
+            "device": device,
+            "attempts": [{"host": platform.node(), "device": device}],
             "threads": torch.get_num_threads(),
             "data": {
                 "name": data.name,

@@ -67,6 +67,31 @@ class Plan:
     workers: int
 
 
+@dataclass(frozen=True)
+class Machines:
+    """Where stacks can run: this machine, or those of a cluster.
+
+    Attributes:
+        kind: of device, `cpu` or `cuda`.
+        count: how many machines, or GPUs of a cluster.
+        slots: how many stacks of one thread they take at a time.
+        threads: the most for one stack.
+        memory: bytes of all together.
+    """
+
+    kind: str
+    count: int
+    slots: int
+    threads: int
+    memory: int
+
+
+def this_machine(device: torch.device) -> Machines:
+    """This machine, with processes as far as they can be forked."""
+    slots = cores() if device.type == "cpu" and can_fork() else 1
+    return Machines(device.type, 1, slots, cores(), _free_memory(device))
+
+
 def cores() -> int:
     """How many CPU cores this process may use: by affinity, and by the quota of its cgroup."""
     affinity = getattr(os, "sched_getaffinity", None)
@@ -90,6 +115,7 @@ def plan(
     configs: Sequence[Config],
     data: Sequence[Dataset],
     workers: int | None = None,
+    machines: Machines | None = None,
 ) -> Plan:
     """How the runs of a sweep are dealt out.
 
@@ -98,12 +124,16 @@ def plan(
         configs: of every run.
         data: of every stack.
         workers: how many processes, if not as many as pay.
+        machines: where they run, if not here.
     """
-    on_cpu = all(dataset.train.images.device.type == "cpu" for dataset in data)
+    devices = [dataset.train.images.device for dataset in data]
+    device = max(devices, key=lambda device: device.type != "cpu")
+    alone = machines is None and (device.type != "cpu" or not can_fork())
+    machines = machines or this_machine(device)
     costs = [
         _step_cost(configs[stack[0]], dataset) for stack, dataset in zip(stacks, data, strict=True)
     ]
-    if not on_cpu or not can_fork():
+    if alone:
         workers = 1
     elif workers is None:
         work = sum(
@@ -111,19 +141,20 @@ def plan(
             for one, stack, dataset in zip(costs, stacks, data, strict=True)
         )
         large = any(one.multiply_adds >= THREADS_PAY for one in costs)
-        spare = len(configs) < cores() and large
-        workers = cores() if work >= PROCESSES_PAY and not spare else 1
-    room = _free_memory(data[0].train.images.device) * MEMORY_SHARE / 4 / workers  # numbers
+        few = len(configs) < machines.slots and large
+        most = min(machines.count, len(configs)) if few else machines.slots
+        workers = most if work >= PROCESSES_PAY else 1
+    room = machines.memory * MEMORY_SHARE / 4 / workers  # numbers
     pieces: list[tuple[tuple[int, ...], Cost]] = []
     for stack, one in zip(stacks, costs, strict=True):
         largest = room / (one.activations + 6 * one.parameters)
-        if on_cpu:
+        if machines.kind == "cpu":
             largest = min(largest, CACHED / max(1, one.activations))
         least = max(workers, -(-len(stack) // max(1, int(largest))))
         least = min(len(stack), -(-least // workers) * workers)  # or some would wait for others
         pieces += [(piece, one) for piece in split(stack, configs, least)]
     workers = min(workers, len(pieces))
-    threads = cores() if workers == 1 else 1
+    threads = machines.threads if workers <= machines.count else 1
     planned = [
         StackPlan(piece, threads if one.multiply_adds * len(piece) >= THREADS_PAY else 1)
         for piece, one in pieces

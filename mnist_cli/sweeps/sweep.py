@@ -27,7 +27,7 @@ from mnist_cli.sweeps.driver import drive
 from mnist_cli.sweeps.executors import Executor
 from mnist_cli.sweeps.expand import Trial, expand, group
 from mnist_cli.sweeps.jobs import Ended, Event
-from mnist_cli.sweeps.plan import Plan, StackPlan, can_fork, plan
+from mnist_cli.sweeps.plan import Machines, Plan, StackPlan, can_fork, plan
 from mnist_cli.sweeps.stats import rank
 
 
@@ -132,13 +132,19 @@ def _create_run(folder: RunDirectory, trial: Trial) -> Run:
     return runs.create(trial.config, store.create_trial(folder, trial.index))
 
 
-def partition(sweep: Sweep, datasets: Datasets, workers: int | None = None) -> Plan:
+def partition(
+    sweep: Sweep,
+    datasets: Datasets,
+    workers: int | None = None,
+    machines: Machines | None = None,
+) -> Plan:
     """How the runs share the machine: as before, for that decides their bits; or kept from now on.
 
     Args:
         sweep: whose runs.
         datasets: where their data comes from.
         workers: how many processes, if the sweep does not say.
+        machines: where they run, if not here.
     """
     stacks = tuple(
         StackPlan(tuple(stack["members"]), stack["threads"])
@@ -155,6 +161,7 @@ def partition(sweep: Sweep, datasets: Datasets, workers: int | None = None) -> P
         [trial.config for trial in sweep.trials],
         [datasets.get(trials[0].config) for trials in groups],
         sweep.meta.get("workers") or workers,
+        machines,
     )
     sweep.meta["stacks"] = [cast("documents.Members", asdict(stack)) for stack in found.stacks]
     sweep.meta["workers"] = found.workers
@@ -249,7 +256,7 @@ def _finish(sweep: Sweep, datasets: Datasets) -> None:
     tested = sweep.meta.get("tested", {})
     if tested.get("sha256") != weights:
         state = checkpoints.load(sweep.folder.best)
-        loss, accuracy, _ = evaluate(state, best.config, "test", datasets)
+        loss, accuracy, _ = evaluate(state, datasets.placed(best.config), "test", datasets)
         tested = {"sha256": weights, "test/loss": loss, "test/acc": accuracy}
         sweep.meta["tested"] = tested
         sweep.folder.write_meta(sweep.meta)  # whatever comes: once

@@ -104,7 +104,7 @@ def _work(job: Callable[[Send], None], sending: Connection) -> None:
         interrupts.listen()
         torch.set_num_threads(1)  # its parent's are not here, and it would wait for them for ever
         threading.Thread(target=_end_with_parent, daemon=True).start()
-        job(lambda message: sending.send_bytes(_pickled(message)))
+        job(lambda message: sending.send_bytes(pickled(message)))
         code = 0
     except interrupts.Terminated:
         code = 143
@@ -147,7 +147,8 @@ class _Pickler(pickle.Pickler):
         return NotImplemented
 
 
-def _pickled(message: Any) -> bytes:
+def pickled(message: Any) -> bytes:
+    """A message as bytes; `pickle.loads` reads them."""
     buffer = io.BytesIO()
     _Pickler(buffer, pickle.HIGHEST_PROTOCOL).dump(message)
     return buffer.getvalue()
