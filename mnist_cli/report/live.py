@@ -35,7 +35,8 @@ class Display:
     ) -> None:
         self._console = console
         self._labels = labels
-        self._begun: list[tuple[Run, Started]] = []  # each run that trains or has, and its stack
+        # By name each run that trains or has, and its stack: the last, if another was lost.
+        self._begun: dict[str, tuple[Run, Started]] = {}
         self._epochs = 0
         self._total_steps = total_steps
         self._bar = _Bar(self.steps, self.standings, console)
@@ -48,7 +49,7 @@ class Display:
     def steps(self) -> tuple[int, int]:
         """Steps of all runs so far and in all, without what runs that ended early leave out."""
         done, total = 0, self._total_steps
-        for run, stack in self._begun.copy():  # the bar asks from a thread of its own
+        for run, stack in self._begun.copy().values():  # the bar asks from a thread of its own
             if run.status == "running":
                 done += stack.progress()
             else:
@@ -60,14 +61,16 @@ class Display:
         """Of a sweep, a table of the best runs so far, and how many train and have ended."""
         if len(self._labels) < 2:
             return
-        begun = [run for run, _ in self._begun.copy()]
+        begun = [run for run, _ in self._begun.copy().values()]
         training = sum(run.status == "running" for run in begun)
         most = max(1, min(ROWS, self._console.height - BESIDE))
         best = [run for run in begun if run.best]
         best.sort(key=lambda run: selection_score(run.best, run.config.train.select), reverse=True)
         if best:
             rows = [self._row(run) for run in best[:most]]
-            yield tables.table(rows, least=("epoch", "status")).fit(self._console.width)
+            if len({_host(run) for run in begun}) > 1:
+                rows = [{**row, "where": _host(r)} for row, r in zip(rows, best, strict=False)]
+            yield tables.table(rows, least=("where", "epoch", "status")).fit(self._console.width)
         ended = f"{len(begun) - training} ended"
         yield f"{tables.counted(len(self._labels), 'run')}: {training} in training, {ended}"
 
@@ -85,7 +88,9 @@ class Display:
         """Shows what happened."""
         match event:
             case Started(runs=runs):
-                self._begun += [(run, event) for run in runs if run.status == "running"]
+                self._begun |= {
+                    run.folder.name: (run, event) for run in runs if run.status == "running"
+                }
                 self._epochs = event.epochs
                 if self._labels:
                     count = tables.counted(len(runs), "run")
@@ -122,6 +127,11 @@ class Display:
     def _name(self, run: Run) -> str:
         label = tables.settings(self._labels.get(run.folder.name, {}))
         return f"{run.folder.name} ({label})" if label else run.folder.name
+
+
+def _host(run: Run) -> str:
+    attempts = run.meta.get("attempts")
+    return attempts[-1]["host"] if attempts else ""
 
 
 class _Bar(Progress):

@@ -45,6 +45,8 @@ def test_a_step_of_a_stack_is_one_of_each_run_and_what_is_left_out_is_not_awaite
     first.runs[1].records.append({**RECORD, "step": 10})
     display.show(second)
     assert display.steps() == (19, 35)
+    display.show(started("d", lambda: 3))  # its stack was lost, and another goes on
+    assert display.steps() == (18, 35)
 
 
 def test_a_sweep_has_one_table_of_its_best_runs_and_counts_those_that_ended() -> None:
@@ -65,6 +67,11 @@ def test_a_sweep_has_one_table_of_its_best_runs_and_counts_those_that_ended() ->
     lines = [line.split() for line in written.getvalue().splitlines() if "%" in line]
     assert [words[:2] for words in lines] == [["1", "40.00"], ["2", "30.00"], ["0", "20.00"]]
     assert ended == "5 runs: 3 in training, 1 ended"
+    begun.runs[1].meta["attempts"] = [{"host": "first"}, {"host": "second"}]
+    table, _ = display.standings()
+    console.print(table)
+    assert "second" in written.getvalue()
+    assert "first" not in written.getvalue()
 
 
 @pytest.mark.parametrize(("width", "kept"), [(120, 5), (80, 3), (40, 2)])

@@ -42,7 +42,7 @@ def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
         patch.setenv("RAY_AUTH_MODE", "disabled")
         patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
         small = {"object_store_memory": 80 << 20, "include_dashboard": False}
-        cluster = Cluster(True, head_node_args={"num_cpus": 0, **small})  # type: ignore[no-untyped-call]
+        cluster = Cluster(True, head_node_args={"num_cpus": 0, **small})
         for _ in range(2):
             cluster.add_node(num_cpus=1, object_store_memory=80 << 20)
         yield cluster
@@ -98,7 +98,7 @@ def test_a_sweep_is_that_of_this_machine(
 def test_workers_that_are_killed_lose_nothing(
     nodes: Any, ray_cluster: on_ray.Cluster, undisturbed: dict[str, Any], tmp_path: Path
 ) -> None:
-    killed = []
+    killed: list[int] = []
 
     def kill(event: object) -> None:
         if isinstance(event, Epoch) and event.records[0] and len(killed) < 3:
@@ -141,7 +141,7 @@ def test_machines_with_other_versions_are_refused_by_name(monkeypatch: pytest.Mo
 def test_a_machine_that_goes_loses_nothing(
     nodes: Any, ray_cluster: on_ray.Cluster, undisturbed: dict[str, Any], tmp_path: Path
 ) -> None:
-    seen, gone = set[str](), []
+    seen, gone = set[str](), list[Any]()
 
     def remove(event: object) -> None:
         if isinstance(event, Epoch):
