@@ -17,11 +17,11 @@ from mnist_cli.sweeps.executors import Events, portable
 from mnist_cli.sweeps.jobs import Ended, Epoch, Event, Failed, StackJob, Started, train_stack
 from mnist_cli.sweeps.workers import pickled
 
-LIVES = 10  # how often a job may be lost without a commit in between
+MAX_LOSSES = 10  # of a job, without a commit in between
 
 
 class Key(NamedTuple):
-    """A task: which job, and the how manieth attempt at it."""
+    """A task: the number of its job, and of the attempt at it."""
 
     job: int
     attempt: int
@@ -33,7 +33,7 @@ class Lost:
 
     Attributes:
         why: in words.
-        for_good: whether it would again.
+        for_good: whether another attempt would end likewise.
     """
 
     why: str
@@ -72,30 +72,30 @@ def remote_tasks(
         tasks: where they run.
         report: takes a sentence about a task that was lost.
     """
-    courses = [_Course(number, job) for number, job in enumerate(jobs)]
+    states = [_JobState(number, job) for number, job in enumerate(jobs)]
     try:
-        for course in courses:
-            tasks.submit(course.key, course.job)
-        while not all(course.over for course in courses):
+        for state in states:
+            tasks.submit(state.key, state.job)
+        while not all(state.over for state in states):
             for key, message in tasks.poll():
-                course = courses[key.job]
-                if course.over or key != course.key:
+                state = states[key.job]
+                if state.over or key != state.key:
                     continue  # sent by a task that has been given up
-                for event in course.take(message):
+                for event in state.take(message):
                     if (yield key.job, event) is False:
-                        course.over = True
+                        state.over = True
                         tasks.cancel(key)
-                if key != course.key:
+                if key != state.key:
                     tasks.cancel(key)
-                    report(f"a task was lost ({course.why}): its runs go on from their last commit")
-                    tasks.submit(course.key, course.job)
+                    report(f"a task was lost ({state.why}): its runs go on from their last commit")
+                    tasks.submit(state.key, state.job)
     finally:
-        for course in courses:
-            if not course.over:
-                tasks.cancel(course.key)
+        for state in states:
+            if not state.over:
+                tasks.cancel(state.key)
 
 
-class _Course:
+class _JobState:
     """A job on its way.
 
     Args:
@@ -121,8 +121,7 @@ class _Course:
     @property
     def job(self) -> StackJob:
         """What is left to do, from the last commit of each run."""
-        job = self._job
-        return StackJob(job.configs, dict(self._starts), [*map(list, self._records)], job.threads)
+        return replace(self._job, starts=self._starts, records=self._records)
 
     def take(self, message: bytes | Lost) -> Iterator[Event]:
         """Takes a message in, or leaves it; yields the event in it, if it is a new one."""
@@ -145,16 +144,16 @@ class _Course:
 
     def _keep(self, event: Event) -> None:
         match event:
-            case Epoch(records=records, states=states):
-                for run, (record, state) in enumerate(zip(records, states, strict=True)):
+            case Epoch(records=records, states=commits):
+                for run, (record, commit) in enumerate(zip(records, commits, strict=True)):
                     if record is None:
                         continue
                     self._losses = 0
                     self._records[run].append(record)
-                    if state is None:  # it has diverged
+                    if commit is None:  # it has diverged
                         del self._starts[run]
                     else:
-                        self._starts[run] = state
+                        self._starts[run] = commit
             case Ended(final=final):
                 for run, measured in enumerate(final):
                     if measured is not None:
@@ -163,9 +162,9 @@ class _Course:
     def _lose(self, lost: Lost) -> Iterator[Event]:
         self._losses += 1
         self.why = lost.why
-        if lost.for_good or self._losses == LIVES:
+        if lost.for_good or self._losses == MAX_LOSSES:
             self.over = True
-            times = "" if lost.for_good else f", {LIVES} times without a commit in between"
+            times = "" if lost.for_good else f", {MAX_LOSSES} times without a commit in between"
             yield Failed((), RunError(f"its task was lost{times}: {lost.why}"))
         elif not self._starts:
             self.over = True

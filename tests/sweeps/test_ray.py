@@ -213,6 +213,10 @@ def _listening(pid: int) -> Iterator[ipaddress.IPv4Address]:
                 yield ipaddress.IPv4Address(bytes.fromhex(last)[::-1])
 
 
-def test_a_place_that_is_none_is_refused() -> None:
-    with pytest.raises(UsageError, match="slurm"), on_ray.cluster("slurm", Datasets(print), print):
-        pass
+def test_what_is_not_there_is_refused(mnist: Mnist, monkeypatch: pytest.MonkeyPatch) -> None:
+    argv = "train", "data={name: synthetic, size: 140}", "--on"
+    nowhere = mnist(*argv, "slurm")
+    assert (nowhere.code, "ray://HOST:PORT" in nowhere.err) == (2, True)
+    monkeypatch.setitem(sys.modules, "ray", None)
+    missing = mnist(*argv, "ray")
+    assert (missing.code, "pip install 'mnist-cli[ray]'" in missing.err) == (2, True)

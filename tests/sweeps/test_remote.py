@@ -99,7 +99,7 @@ def test_what_is_lost_again_and_again_is_given_up(tmp_path: Path) -> None:
     failures = [event.error for event in trained.events if isinstance(event, Failed)]
     assert len(failures) == 2
     assert "killed" in str(failures[0])
-    assert len(network.submitted) == 2 * remote.LIVES
+    assert len(network.submitted) == 2 * remote.MAX_LOSSES
     assert trained.contents["status"] == "failed"
 
 
