@@ -4,7 +4,6 @@ No file system is shared: a task gets its images through Ray's object store, whi
 on each machine, and sends its commits as bytes.
 """
 
-import functools
 import os
 import pickle
 import platform
@@ -12,7 +11,7 @@ import subprocess
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -28,7 +27,7 @@ from mnist_cli.errors import RunError, UsageError, in_words
 from mnist_cli.models import own
 from mnist_cli.runs import interrupts
 from mnist_cli.runs.datasets import Datasets, images_key
-from mnist_cli.sweeps.executors import Executor
+from mnist_cli.sweeps.executors import Events
 from mnist_cli.sweeps.jobs import StackJob
 from mnist_cli.sweeps.plan import Machines, cores
 from mnist_cli.sweeps.remote import Key, Lost, messages, remote_tasks
@@ -128,10 +127,13 @@ class Cluster:
         cpus, gpus = (int(sum(n.get(kind, 0) for n in self._nodes)) for kind in ("CPU", "GPU"))
         return f"machines: {len(self._nodes)}, CPUs: {cpus}, GPUs: {gpus}"
 
-    @property
-    def executor(self) -> Executor:
-        """Where stacks run on it."""
-        return functools.partial(remote_tasks, tasks=self, report=self._report)
+    def executor(self, jobs: Sequence[StackJob]) -> Events:
+        """An `Executor`. While it runs, what is printed on stdout is lost.
+
+        Ray prints there, from a thread of its own, that a worker has died.
+        """
+        with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):
+            yield from remote_tasks(jobs, tasks=self, report=self._report)
 
     def machines(self, config: Config) -> Machines:
         """What there is for the runs of a config.

@@ -96,7 +96,11 @@ def test_a_sweep_is_that_of_this_machine(
 
 
 def test_workers_that_are_killed_lose_nothing(
-    nodes: Any, ray_cluster: on_ray.Cluster, undisturbed: dict[str, Any], tmp_path: Path
+    nodes: Any,
+    ray_cluster: on_ray.Cluster,
+    undisturbed: dict[str, Any],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     killed: list[int] = []
 
@@ -110,6 +114,7 @@ def test_workers_that_are_killed_lose_nothing(
     assert len(killed) >= 3
     assert trained.contents == undisturbed
     assert sum(trained.attempts()) > 6
+    assert capsys.readouterr().out == ""  # it is for results
 
 
 def test_a_model_of_ones_own_goes_along(ray_cluster: on_ray.Cluster, tmp_path: Path) -> None:
@@ -183,7 +188,7 @@ def test_a_driver_that_is_interrupted_or_killed_goes_on(
         process.communicate()
     assert mnist("resume", str(folder)).code == 0
     assert contents(folder) == local.contents
-    assert {len(t.meta()["attempts"]) for t in RunDirectory(folder).trials()} == {1, 3}
+    assert max(len(t.meta()["attempts"]) for t in RunDirectory(folder).trials()) > 1
 
 
 def _command(runs: Path, address: str, *argv: str) -> "subprocess.Popen[str]":
