@@ -66,7 +66,7 @@ def ray_cluster(_connected: None) -> Iterator[on_ray.Cluster]:
 
 @pytest.fixture(scope="session")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    return Trained(config(LONG), tmp_path_factory.mktemp("local"), _local()).contents
+    return Trained(config(LONG, LONG), tmp_path_factory.mktemp("local"), _local()).contents
 
 
 def _local() -> Any:
@@ -90,7 +90,7 @@ def test_a_sweep_is_that_of_this_machine(
 ) -> None:
     machines = ray_cluster.machines(config())
     assert (machines.kind, machines.count, machines.slots, machines.threads) == ("cpu", 2, 2, 1)
-    trained = Trained(config(LONG), tmp_path, ray_cluster.executor)
+    trained = Trained(config(LONG, LONG), tmp_path, ray_cluster.executor)
     assert trained.contents == undisturbed
     assert trained.attempts() == [1] * 6
 
@@ -110,7 +110,7 @@ def test_workers_that_are_killed_lose_nothing(
                 killed.append(pid)
                 os.kill(pid, signal.SIGKILL)
 
-    trained = Trained(config(LONG), tmp_path, ray_cluster.executor, kill)
+    trained = Trained(config(LONG, LONG), tmp_path, ray_cluster.executor, kill)
     assert len(killed) >= 3
     assert trained.contents == undisturbed
     assert sum(trained.attempts()) > 6
@@ -125,7 +125,9 @@ def test_a_model_of_ones_own_goes_along(ray_cluster: on_ray.Cluster, tmp_path: P
         "    return nn.Sequential(nn.Flatten(), nn.Linear(784, 8), nn.ReLU(), nn.Linear(8, 10))\n"
     )
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
-    asked = config(2, model={"name": "file", "path": str(path), "factory": "net", "sha256": sha256})
+    asked = config(
+        2, 1, model={"name": "file", "path": str(path), "factory": "net", "sha256": sha256}
+    )
     own.allow(asked.model)  # type: ignore[arg-type]
     trained = Trained(asked, tmp_path / "ray", ray_cluster.executor)
     path.write_text(path.read_text())
@@ -155,7 +157,7 @@ def test_a_machine_that_goes_loses_nothing(
             gone.append(nodes.list_all_nodes()[-1])
             nodes.remove_node(gone[0], allow_graceful=False)
 
-    trained = Trained(config(LONG), tmp_path, ray_cluster.executor, remove)
+    trained = Trained(config(LONG, LONG), tmp_path, ray_cluster.executor, remove)
     assert trained.contents == undisturbed
     assert sum(trained.attempts()) > 6
 
@@ -164,7 +166,7 @@ def test_a_driver_that_is_interrupted_or_killed_goes_on(
     nodes: Any, tmp_path: Path, mnist: Mnist
 ) -> None:
     asked, folder = tmp_path / "asked.yaml", tmp_path / "remote-sweep-0001"
-    local = Trained(config(60), tmp_path, _local())
+    local = Trained(config(60, 60), tmp_path, _local())
     asked.write_text((local.folder / "sweep.yaml").read_text())
 
     def epochs() -> int:

@@ -54,8 +54,8 @@ def drop(dice: random.Random, sent: list[bytes | Lost]) -> None:
 
 
 def double(dice: random.Random, sent: list[bytes | Lost]) -> None:
-    place = dice.randrange(len(sent))
-    sent.insert(dice.randrange(place, len(sent)), sent[place])
+    sent[:] = [message for message in sent for _ in range(2)]
+    sent.insert(dice.randrange(4, len(sent)), sent[2])  # the first epoch, late
 
 
 def swap(dice: random.Random, sent: list[bytes | Lost]) -> None:
@@ -70,7 +70,10 @@ def lose(dice: random.Random, sent: list[bytes | Lost]) -> None:
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     executor = partial(in_process, datasets=Datasets(print))
-    return Trained(config(), tmp_path_factory.mktemp("local"), executor).contents
+    found = Trained(config(), tmp_path_factory.mktemp("local"), executor).contents
+    epochs = {len(trial["metrics"]) for trial in found["trials"].values()}
+    assert len(epochs) > 2, epochs
+    return found
 
 
 @pytest.mark.parametrize("fate", [drop, double, swap, lose])
@@ -86,7 +89,7 @@ def test_messages_that_are_lost_doubled_or_late_change_nothing(
         assert trained.contents == undisturbed
         epochs = [event for event in trained.events if isinstance(event, Epoch)]
         numbers = [r["epoch"] for epoch in epochs for r in epoch.records if r]
-        assert len(numbers) == 4 * 4 + 2  # each once, of four runs and of two that diverge
+        assert len(numbers) == sum(len(t["metrics"]) for t in undisturbed["trials"].values())
     assert bool(said) == (fate is not double)
     if fate is lose:
         assert len(network.submitted) > 4

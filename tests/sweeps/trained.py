@@ -14,15 +14,15 @@ from mnist_cli.sweeps.jobs import Event
 from tests.reliability.harness import contents
 
 
-def config(epochs: int = 4, **sections: Any) -> Config:
-    """E1 on few images: a rate that diverges among the others, and a run that stops early."""
+def config(epochs: int = 8, patience: int = 1, **sections: Any) -> Config:
+    """E1 on few images, with a rate that diverges; runs stop early, each after its own epoch."""
     return Config.model_validate(
         {
             "name": "remote",
             "data": {"name": "synthetic", "size": 350, "batch_size": 64},
             "model": {"name": "mlp", "width": 32},
             "optimizer": {"name": "sgd", "momentum": 0.9},
-            "train": {"epochs": epochs, "select": "loss", "eval_train": True},
+            "train": {"epochs": epochs, "early_stop": {"patience": patience}, "eval_train": True},
             "sweep": {"optimizer.lr": [1e-1, 1e-2, 1e30], "train.seed": [0, 1]},
             **sections,
         }
