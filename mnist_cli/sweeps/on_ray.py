@@ -76,7 +76,7 @@ def _connect(where: str) -> tuple[Any, str]:
     started = Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir(), "ray/ray_current_cluster")
     address = where
     if where == "ray":
-        address = os.environ.get("RAY_ADDRESS") or ("auto" if started.exists() else "local")
+        address = os.environ.get("RAY_ADDRESS") or ("auto" if _is_own(started) else "local")
     options: dict[str, Any] = {}
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else it warns
     if address == "local":
@@ -100,6 +100,11 @@ def _connect(where: str) -> tuple[Any, str]:
         return ray, "Ray, started for this command and seen by this machine alone"
     board = getattr(context, "dashboard_url", None)
     return ray, f"Ray, whose dashboard is http://{board}" if board else "Ray"
+
+
+def _is_own(path: Path) -> bool:
+    """Whether a file is there and this user's: in a folder of all users anybody may make one."""
+    return path.exists() and (os.name == "nt" or path.stat().st_uid == os.getuid())
 
 
 class Cluster:

@@ -3,6 +3,7 @@
 import csv
 import json
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -98,9 +99,10 @@ def test_tensorboard_can_look_on(mnist: Mnist) -> None:
     """Also where a run goes on: an epoch stands there once."""
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
 
-    assert mnist("sweep", *SMALL, "--seeds", "2", "--tensorboard").code == 0
-    assert mnist("resume", "mlp-sweep-0001", "--epochs", "2", "--tensorboard").code == 0
-    for run in api.load("mlp-sweep-0001").runs:
+    assert mnist("train", *SMALL, "--seeds", "2", "--tensorboard").code == 0
+    time.sleep(1)  # TensorBoard reads files in the order of the seconds in their names
+    assert mnist("resume", "mlp-seeds-0001", "--epochs", "2", "--tensorboard").code == 0
+    for run in api.load("mlp-seeds-0001").runs:
         events = accumulator.EventAccumulator(str(run.path / "tensorboard")).Reload()
         found = [(each.step, pytest.approx(each.value)) for each in events.Scalars("val/loss")]
         assert found == [(row["epoch"], row["val/loss"]) for row in run.metrics]
