@@ -13,7 +13,18 @@ import typer
 from typer.core import TyperCommand, TyperOption
 
 from mnist_cli import __version__
-from mnist_cli.cli import bench, checkpoints, configs, data, export, habits, report, runs, training
+from mnist_cli.cli import (
+    bench,
+    checkpoints,
+    configs,
+    data,
+    export,
+    habits,
+    report,
+    runs,
+    search,
+    training,
+)
 from mnist_cli.cli.screen import outputs, print_error, print_failure
 from mnist_cli.errors import UsageError
 from mnist_cli.runs import interrupts
@@ -48,6 +59,7 @@ app = typer.Typer(
 )
 app.command("train")(training.train)
 app.command("sweep")(training.sweep)
+app.command("search")(search.search)
 app.command("resume")(training.resume)
 app.command("eval")(checkpoints.evaluate)
 app.command("predict")(checkpoints.predict)

@@ -21,6 +21,7 @@ from mnist_cli.report.session import Interruption, Session
 from mnist_cli.runs import store
 from mnist_cli.runs.interrupts import Terminated
 from mnist_cli.sweeps.expand import Trial, expand, group, separators
+from mnist_cli.sweeps.sampling import require
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -58,15 +59,15 @@ def train(
     axes = opt.given(seeds=seeds)
     loaded = configs.load(config, overrides or (), flags, axes)
     swept = {"train.seed": loaded.config.sweep["train.seed"]} if axes else {}
-    chosen = loaded.config.model_copy(update={"sweep": swept})
-    _note_choices(loaded)
+    chosen = loaded.config.model_copy(update={"sweep": swept, "search": None})
+    note_choices(loaded)
     root = store.runs_root(runs_dir)
     if swept:
         options = {"fuse": fuse == "on", "workers": workers, "keep": keep, "test": False}
         _start_sweep(chosen, expand(chosen), root, "seeds", options, tensorboard, as_json, on)
         return
     begin = partial(store.create, root, chosen.name or "run")
-    with _session([chosen], begin, tensorboard, as_json, on) as session:
+    with open_session([chosen], begin, tensorboard, as_json, on) as session:
         from mnist_cli.runs import run as runs
 
         _train_run(runs.create(chosen, session.folder), session, as_json)
@@ -117,7 +118,7 @@ def sweep(
                 f"{key} is set on the command line, but {loaded.origin} sweeps it",
                 f"give the values to sweep instead: {key}=VALUE,VALUE or --grid {key}=VALUE",
             )
-    _note_choices(loaded)
+    note_choices(loaded)
     trials = expand(loaded.config)
     if dry_run:
         show = screen.console(stderr=True).print
@@ -125,9 +126,9 @@ def sweep(
         _show_plan(trials, as_json)
         return
     options = {"fuse": fuse == "on", "workers": workers, "keep": keep, "test": True}
-    _start_sweep(
-        loaded.config, trials, store.runs_root(runs_dir), "sweep", options, tensorboard, as_json, on
-    )
+    swept = loaded.config.model_copy(update={"search": None})
+    root = store.runs_root(runs_dir)
+    _start_sweep(swept, trials, root, "sweep", options, tensorboard, as_json, on)
 
 
 def resume(
@@ -136,6 +137,9 @@ def resume(
     epochs: Annotated[
         int | None, Option("--epochs", metavar="N", min=1, help="Train on, to N epochs in all.")
     ] = None,
+    trials: Annotated[
+        int | None, Option("--trials", metavar="N", min=1, help="Search on, to N trials in all.")
+    ] = None,
     model: opt.Model = None,
     runs_dir: opt.RunsDir = None,
     workers: opt.Workers = None,
@@ -143,7 +147,7 @@ def resume(
     on: opt.On = None,
     as_json: opt.Json = False,
 ) -> None:
-    """Go on with an interrupted run or sweep, to the same bits.
+    """Go on with an interrupted run, sweep or search, to the same bits.
 
     Of a sweep, finished runs are kept, and the others go on or start. --epochs extends what is
     finished: the schedule goes on by its own rule, as if it had been asked for so many epochs from
@@ -159,8 +163,15 @@ def resume(
         raise UsageError(
             f"{folder.name} goes on with its sweep", f"go on with: {sessions.resume_command(owner)}"
         )
+    asked = folder.config()
+    if asked.search and epochs:
+        raise UsageError("--epochs: the trials of a search are compared at the epochs they had")
+    if trials and not asked.search:
+        raise UsageError(f"--trials: {folder.name} is no search")
+    if asked.search:
+        require()
     note = screen.console(stderr=True).print
-    with _session([], lambda: folder, tensorboard, as_json, on) as session:
+    with open_session([], lambda: folder, tensorboard, as_json, on) as session:
         from mnist_cli.runs import resume as resuming
         from mnist_cli.sweeps import sweep as sweeps
 
@@ -168,9 +179,18 @@ def resume(
             resuming.move_model(folder, opt.own_model(model))
         if epochs or folder.status() != "finished":
             config = folder.config()
-            own = [trial.config for trial in expand(config)] if folder.is_sweep else [config]
+            own = [trial.config for trial in expand(config)] if config.sweep else [config]
             own_models.prepare(own, note, session.datasets, named=model is not None)
-        if folder.is_sweep:
+        if asked.search:
+            from mnist_cli.cli.search import train_search
+            from mnist_cli.sweeps import search as searches
+
+            search = searches.reopen(folder, trials)
+            if search.status != "finished":
+                train_search(search, session, as_json)
+                return
+            ended = f"is finished: {asked.search.trials} trials"
+        elif folder.is_sweep:
             sweep = sweeps.reopen(folder, epochs, note)
             if sweep.status != "finished":
                 _train_sweep(sweep, session, as_json, workers)
@@ -186,7 +206,7 @@ def resume(
 
 
 @contextmanager
-def _session(
+def open_session(
     configs: Sequence[Config],
     begin: Callable[[], store.RunDirectory],
     tensorboard: bool,
@@ -220,7 +240,7 @@ def _start_sweep(
 ) -> None:
     """Makes a sweep in a folder of its own and trains it; `options` are those of `sweep.create`."""
     begin = partial(store.create, root, f"{config.name or 'run'}-{kind}")
-    with _session([trial.config for trial in trials], begin, tensorboard, as_json, on) as session:
+    with open_session([trial.config for trial in trials], begin, tensorboard, as_json, on) as session:
         from mnist_cli.sweeps import sweep as sweeps
 
         sweep = sweeps.create(config, trials, session.folder, **options)
@@ -237,7 +257,7 @@ def _train_run(run: "Run", session: Session, as_json: bool) -> None:
     if best := run.best:
         accuracy, loss = tables.percent(best["val/acc"]), tables.loss(best["val/loss"])
         parts.append(f"best: epoch {best['epoch']}, val acc {accuracy}, val loss {loss}")
-    _show_outcome(run, [run], summary(run), parts, as_json)
+    show_outcome(run, [run], summary(run), parts, as_json)
     session.draw()
     sessions.refuse_diverged(run)
 
@@ -252,12 +272,12 @@ def _train_sweep(
     failures = sessions.train_sweep(sweep, session, workers)
     summary = sweeps.summary(sweep)
     ranking = [*tables.ranking(summary, sweep.config.train.select)]
-    _show_outcome(sweep, sweep.runs, summary, ranking, as_json)
+    show_outcome(sweep, sweep.runs, summary, ranking, as_json)
     session.draw()
     sessions.refuse_failed(sweep, failures)
 
 
-def _show_outcome(
+def show_outcome(
     trained: "Run | Sweep",
     runs: Sequence["Run"],
     summary: Mapping[str, Any],
@@ -292,6 +312,7 @@ def _show_plan(trials: Sequence[Trial], as_json: bool) -> None:
     screen.print_result(as_json, document, counts, tables.plan_table(rows))
 
 
-def _note_choices(loaded: configs.Loaded) -> None:
+def note_choices(loaded: configs.Loaded) -> None:
+    """Says what was decided of a config that is to be trained."""
     for note in sessions.notes(loaded):
         screen.console(stderr=True).print(note)

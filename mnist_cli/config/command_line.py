@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from mnist_cli.config.document import Document, Path, Problem, parse, quoted
 from mnist_cli.config.schema import SECTIONS, setting_keys
+from mnist_cli.config.trials import SPACE
 from mnist_cli.config.values import parse_values
 
 
@@ -28,17 +29,24 @@ class Given(NamedTuple):
     problems: list[Problem]
 
 
-def read_arguments(overrides: Iterable[str], flags: Iterable[Flag], axes: Iterable[Flag]) -> Given:
+def read_arguments(
+    overrides: Iterable[str],
+    flags: Iterable[Flag],
+    axes: Iterable[Flag],
+    spaces: Iterable[Flag] = (),
+) -> Given:
     """Reads the command line; what it says of one setting twice must agree.
 
     Args:
         overrides: `KEY=VALUE`, with a key that `full_key` knows and a value in YAML.
         flags: options that set one setting each.
         axes: options that give the values of one axis each.
+        spaces: options that give what one setting may be in a search each.
     """
     given = Given({}, {}, [])
     options = [(flag, "") for flag in (*flags, *(Flag("", None, text) for text in overrides))]
-    for option, lead in (*options, *((axis, "sweep.") for axis in axes)):
+    options += [(axis, "sweep.") for axis in axes] + [(space, SPACE) for space in spaces]
+    for option, lead in options:
         argument = f"{option.flag} {option.text}".strip()
         argument = argument if len(argument) <= 100 else f"{argument[:100]}..."
         key, (value, _, problems) = _read(option, lead, argument)
@@ -60,6 +68,8 @@ def read_arguments(overrides: Iterable[str], flags: Iterable[Flag], axes: Iterab
 
 def key_path(key: str) -> Path:
     """The way to a setting of that dotted key: the section and the name, or the section alone."""
+    if key.startswith(SPACE):
+        return ("search", "space", key.removeprefix(SPACE))
     return tuple(key.split(".", 1)) if key else ()
 
 
@@ -91,6 +101,8 @@ def _read(option: Flag, lead: str, argument: str) -> tuple[str, Document]:
         problem = Problem((), "must be KEY=VALUE, like optimizer.lr=1e-2")
         return "", Document(None, {}, [problem])
     key = full_key(key)
+    if lead == SPACE:
+        return lead + key, Document(text, {}, [])
     if lead:  # `--seeds 3` is three of them
         return lead + key, parse_values(text, argument, count=option.flag == "--seeds")
     if key == "name" and text:  # always text, and all of it: a run may well be called 7

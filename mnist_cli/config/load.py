@@ -14,7 +14,16 @@ from mnist_cli.config.check import AT_KEY, check
 from mnist_cli.config.command_line import Flag, Given, key_path, read_arguments
 from mnist_cli.config.document import KEY, ConfigError, Document, Problem, parse, quoted
 from mnist_cli.config.presets import MAX_BYTES, find, name_of, read
-from mnist_cli.config.schema import SECTIONS, Config, FileModel, is_setting
+from mnist_cli.config.schema import (
+    SECTIONS,
+    Config,
+    FileModel,
+    SearchConfig,
+    is_setting,
+    meant,
+    setting_keys,
+)
+from mnist_cli.config.space import Range, parse_space
 from mnist_cli.config.trials import check_axis, merged
 from mnist_cli.errors import UsageError
 
@@ -41,6 +50,7 @@ def load(
     overrides: Sequence[str] = (),
     flags: Sequence[Flag] = (),
     axes: Sequence[Flag] = (),
+    spaces: Sequence[Flag] = (),
 ) -> Loaded:
     """Reads a config, puts into it what the command line says, and validates the whole.
 
@@ -50,13 +60,14 @@ def load(
             `config`, the first that is no `KEY=VALUE` is the config.
         flags: options that set one setting each.
         axes: options that give an axis of the sweep each, in place of that of the config or new.
+        spaces: options that say likewise what one setting may be in a search.
 
     Raises:
         ConfigError: something in the config or on the command line is wrong.
         UsageError: there is no such config, or it cannot be read.
     """
     if isinstance(config, Mapping):
-        given = read_arguments(overrides, flags, axes)
+        given = read_arguments(overrides, flags, axes, spaces)
         result, notes = _resolved(_plain_document(config, "config"), given)
         named = result.model_copy(update={"name": result.name or result.model.name})
         return Loaded(named, "the config", _changed(given), tuple(notes))
@@ -66,7 +77,7 @@ def load(
     path, is_preset = find(config)
     origin = path.stem if is_preset else str(config)
     name = path.name if is_preset else origin
-    given = read_arguments(overrides, flags, axes)
+    given = read_arguments(overrides, flags, axes, spaces)
     document = parse(read(path, name), name)
     if is_preset and '"name": "file"' in json.dumps(document.values):
         raise UsageError(f"the shipped {origin} names code, which only a user may", f"copy {path}")
@@ -127,7 +138,7 @@ def _plain_document(values: Mapping[str, object], name: str) -> Document:
 
 
 def _changed(given: Given) -> tuple[str, ...]:
-    return tuple(key for key in given.values if not key.startswith("sweep."))
+    return tuple(key for key in given.values if not key.startswith(("sweep.", "search.")))
 
 
 def _resolved(document: Document, given: Given) -> tuple[Config, list[str]]:
@@ -145,9 +156,10 @@ def _resolved(document: Document, given: Given) -> tuple[Config, list[str]]:
     values = merged(file, given.values)
     result, found = check(values)
     sweep, notes = _checked_sweep(values, result, found)
+    search = _checked_search(values, result, found)
     if result is None or problems or found:
         raise ConfigError([*problems, *_placed(found, document, given)])
-    result = result.model_copy(update={"sweep": sweep})
+    result = result.model_copy(update={"sweep": sweep, "search": search})
     if others := _other_experiment(file, result, given):
         result = result.model_copy(update={"reference": None})
         notes.append(f"published figures: not shown, as they are of another {', '.join(others)}")
@@ -177,7 +189,33 @@ def _checked_sweep(
         message = f"makes {runs:,} runs, and at most {MAX_RUNS:,} can be"
         problems.append(Problem(("sweep",), message))
         return {}, notes
-    return {key: check_axis(values, key, items, problems) for key, items in axes.items()}, notes
+    checked = {key: check_axis(values, key, axes[key], problems, axes) for key in axes}
+    return checked, notes
+
+
+def _checked_search(
+    values: Mapping[str, object], config: Config | None, problems: list[Problem]
+) -> SearchConfig | None:
+    """The search, its ranges and choices in the types of their settings."""
+    if config is None or config.search is None:
+        return None
+    search, place = config.search, ("search", "space")
+    space = {key: parse_space(given) for key, given in search.space.items()}
+    found: dict[str, str | tuple[object, ...]] = {}
+    for key, own in space.items():
+        if not is_setting(key, config.model) or "." not in key:
+            problems.append(Problem((*place, key), f"is no setting{meant(key, setting_keys())}"))
+            continue
+        ends = own[:2] if isinstance(own, Range) else own
+        typed = check_axis(values, key, ends, problems, space, place)
+        if isinstance(own, Range) and len(typed) == 2:
+            found[key] = str(Range(*typed, own.log))  # type: ignore[arg-type]  # numbers
+        else:
+            found[key] = typed
+    if search.pruner != "none" and ("train.epochs" in space or config.train.epochs is None):
+        message = "needs one number of train.epochs for all trials; give pruner: none"
+        problems.append(Problem(("search", "pruner"), message))
+    return search.model_copy(update={"space": found})
 
 
 def _placed(problems: Sequence[Problem], document: Document, given: Given) -> list[Problem]:

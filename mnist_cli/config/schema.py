@@ -25,6 +25,8 @@ from pydantic import (
     model_validator,
 )
 
+from mnist_cli.config.space import parse_space
+
 # A seed is hashed together with what it is for, so any non-negative 63-bit integer is a good one.
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Positive = Annotated[int, Field(ge=1)]
@@ -732,6 +734,46 @@ def meant(word: object, known: Iterable[str]) -> str:
     return f"; did you mean {' or '.join(map(repr, found))}?" if found else ""
 
 
+def _is_space(given: str | tuple[Any, ...]) -> str | tuple[Any, ...]:
+    parse_space(given)
+    return given
+
+
+_Choices = Annotated[tuple[Any, ...], Field(strict=False)]
+_Space = Annotated[str | _Choices, AfterValidator(_is_space)]
+
+
+class SearchConfig(Section):
+    """Which settings `mnist search` searches, how, and for how long."""
+
+    space: Annotated[dict[str, _Space], Field(min_length=1)]
+    """Dotted settings and what each may be: a range (`lin:0:0.5`, `0..0.5`, `log:1e-4:1e-1`) or a
+    list. A setting that only some variants of its section have is searched where they are."""
+    trials: Positive = 64
+    """How many points of the space are tried."""
+    seeds: Positive = 1
+    """With how many seeds each trial is trained, from `train.seed` on; their mean counts."""
+    sampler: Literal["tpe", "random", "qmc", "gp"] = "tpe"
+    """Optuna's sampler of that name."""
+    seed: Seed = 0
+    """Seed of the sampler."""
+    batch: Positive = 16
+    """How many trials are asked for, and trained, at a time."""
+    pruner: Literal["halving", "median", "none"] = "halving"
+    """What ends trials early. `halving`: of each batch the best part goes on at each rung, one in
+    `reduction_factor`; rungs are `min_epochs` times powers of it. `median`: from `min_epochs` on a
+    trial ends that is worse than the median of the finished trials of earlier batches (five at
+    least) after as many epochs."""
+    reduction_factor: Annotated[int, Field(ge=2)] = 4
+    """One in how many trials goes on (`halving`)."""
+    min_epochs: Positive = 1
+    """After how many epochs the first trials may end."""
+    max_epochs: Positive | None = None
+    """No batch begins once all runs together have trained so many epochs."""
+    max_seconds: Annotated[float, Field(gt=0)] | None = None
+    """No batch begins after so many seconds."""
+
+
 class Config(Section):
     """One whole experiment."""
 
@@ -746,6 +788,7 @@ class Config(Section):
     train: TrainConfig = Field({}, validate_default=True)
     sweep: dict[SettingKey, Annotated[tuple[Any, ...], Field(strict=False, min_length=1)]] = {}
     """Dotted settings and the values each takes; `mnist sweep` runs every combination."""
+    search: SearchConfig | None = None
     reference: Reference | None = None
 
     def resolved(self) -> dict[str, Any]:

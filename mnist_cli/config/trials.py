@@ -3,8 +3,8 @@
 from collections.abc import Iterable, Mapping
 
 from mnist_cli.config.check import check
-from mnist_cli.config.document import ConfigError, Problem, quoted
-from mnist_cli.config.schema import Config, Section
+from mnist_cli.config.document import ConfigError, Path, Problem, quoted
+from mnist_cli.config.schema import Config, FileModel, Section, variants
 
 # Settings that say the same thing in different words: a new value of one takes the place of what
 # the config says by the others. (Said both ways at once, they are checked against each other.)
@@ -18,6 +18,9 @@ ALTERNATIVES = {
 }
 
 
+SPACE = "search.space."  # what the key of a setting that is searched begins with
+
+
 def merged(values: Mapping[str, object], settings: Mapping[str, object]) -> dict[str, object]:
     """The values of a config with some settings (or whole sections) replaced, not validated.
 
@@ -26,6 +29,11 @@ def merged(values: Mapping[str, object], settings: Mapping[str, object]) -> dict
         settings: values by dotted key; whole sections count first, whatever their order.
     """
     result = {**values, **{key: value for key, value in settings.items() if "." not in key}}
+    spaces = {k.removeprefix(SPACE): v for k, v in settings.items() if k.startswith(SPACE)}
+    search = result.get("search") or {}
+    if spaces and isinstance(search, dict):  # of a space, each setting is replaced by itself
+        result["search"] = {**search, "space": {**search.get("space", {}), **spaces}}
+        settings = {key: value for key, value in settings.items() if not key.startswith(SPACE)}
     model = result.get("model")
     if settings.get("model.name") == "file" and not _is_file(model):
         result["model"] = {}  # whose settings are of another model
@@ -67,7 +75,12 @@ def with_settings(config: Config, settings: Mapping[str, object]) -> Config:
 
 
 def check_axis(
-    values: Mapping[str, object], key: str, items: Iterable[object], problems: list[Problem]
+    values: Mapping[str, object],
+    key: str,
+    items: Iterable[object],
+    problems: list[Problem],
+    axes: Mapping[str, object],
+    place: Path = ("sweep",),
 ) -> tuple[object, ...]:
     """The values of an axis as the schema makes them.
 
@@ -76,15 +89,17 @@ def check_axis(
         key: the swept setting, or the section that is swept as a whole.
         items: what it is to be.
         problems: gets what is wrong.
+        axes: all axes: a setting may be of a variant that another one chooses.
+        place: the way to the axes.
     """
     section, *name = setting = tuple(key.split(".", 1))
-    own = {section: values.get(section, {})}
+    own = {section: _with_variant(values.get(section, {}), key, axes.get(f"{section}.name"))}
     # What is wrong with a section anyway need not be said once more for each value tried in it.
     known = check(own)[1]
     found: dict[Section, object] = {}
     for i, item in enumerate(items):
         checked, faults = check(merged(own, {key: item}))
-        at = ("sweep", key, i)
+        at = (*place, key, i)
         for fault in faults:
             if fault.path[: len(setting)] == setting:
                 problems.append(fault._replace(path=(*at, *fault.path[len(setting) :])))
@@ -97,6 +112,23 @@ def check_axis(
         elif part:
             found[part] = _value(part, *name)
     return tuple(found.values())
+
+
+def _with_variant(values: object, key: str, names: object) -> object:
+    """The values of a section; of the first variant that has a setting, if its name is swept."""
+    old = {"name": values} if isinstance(values, str) else values
+    for name in names if isinstance(names, list | tuple) else ():
+        if isinstance(old, dict) and applies(key, str(name)) and not key.endswith(".name"):
+            known = variants(key.partition(".")[0])[str(name)].model_fields
+            return {k: value for k, value in old.items() if k in known} | {"name": name}
+    return values
+
+
+def applies(key: str, name: str | None) -> bool:
+    """Whether the variant of that name of a section has a setting; a model from a file has all."""
+    section, _, setting = key.partition(".")
+    kind = variants(section).get(name or "")
+    return kind is FileModel or (kind is not None and setting in kind.model_fields)
 
 
 def _value(part: Section, name: str | None = None) -> object:

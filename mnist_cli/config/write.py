@@ -24,13 +24,14 @@ class _Dumper(yaml.SafeDumper):
 def dump(config: Config) -> str:
     """The config as YAML, defaults filled in.
 
-    A section of which the name is swept shows only what was set explicitly: each of the variants
-    has other defaults.
+    A section of which the name is swept or searched shows only what was set explicitly: each of the
+    variants has other defaults.
     """
     values = config.resolved()
     explicit = config.model_dump(mode="json", exclude_none=True, exclude_unset=True)
+    tried = {*config.sweep, *(config.search.space if config.search else ())}
     for section in SECTIONS:
-        if f"{section}.name" in config.sweep:
+        if f"{section}.name" in tried:
             values[section] = explicit.get(section, {})
     values = {key: value for key, value in values.items() if value != {}}
     return yaml.dump(

@@ -200,6 +200,7 @@ class Bench(TypedDict):
 PRINTED: dict[str, Any] = {
     "train": Summary,
     "sweep": Summary,
+    "search": Summary,
     "sweep --dry-run": DrySweep,
     "resume": Summary,
     "import": Summary,

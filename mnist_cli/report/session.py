@@ -210,7 +210,7 @@ def refuse_failed(sweep: "Sweep", failures: Sequence[Exception]) -> None:
             f"the meta.json of each says why; go on with: {resume_command(sweep.folder)}",
         ) from cause
     if sweep.status == "diverged":
-        raise RunError("every run diverged", "try lower learning rates: --lrs")
+        raise RunError("every run diverged", "try lower learning rates")
 
 
 def notes(loaded: Loaded) -> Iterator[str]:

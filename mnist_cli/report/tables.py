@@ -156,7 +156,7 @@ def ranking(summary: Record, select: str) -> Iterator[RenderableType]:
     """
     ranked, best = stats.rank(summary["trials"], select), summary["best"]
     verdicts = stats.compare_with_winner(ranked, select)
-    yield _ranking_table(ranked, verdicts, summary["trials"])
+    yield ranking_table(ranked, verdicts, summary["trials"])
     winner = ranked[0]
     if not best or not winner.acc or not winner.loss:
         return
@@ -181,11 +181,18 @@ def ranking(summary: Record, select: str) -> Iterator[RenderableType]:
         yield f"{'; '.join(shown)} (95 % confidence over all pairs)"
 
 
-def _ranking_table(
+def ranking_table(
     ranked: Sequence[SeedGroup], verdicts: Sequence[Verdict], trials: Sequence[Record]
 ) -> Table:
+    """A row for each seed group, best first.
+
+    Args:
+        ranked: the groups.
+        verdicts: of each what can be said.
+        trials: rows as in the summary.
+    """
     rows = []
-    for group, verdict in zip(ranked, verdicts, strict=True):
+    for group, verdict in zip(ranked, verdicts, strict=False):
         members = [trials[index] for index in group.trials]
         measured = f"{len(members) - group.n_diverged}"
         measured += f" of {len(members)}" * (group.n_diverged > 0)
@@ -332,12 +339,19 @@ def experiment(config: Config) -> str:
         "data.batch_size": f"batch {data.batch_size}",
         "train.epochs": counted(train.epochs, "epoch") or counted(train.steps, "step"),
     }
+    space = config.search.space if config.search else {}
     swept = [f"{counted(len(v), 'value')} of {axis_name(key)}" for key, v in config.sweep.items()]
-    for key in config.sweep:  # what it is, with its section, or any of its settings
+    swept += [f"{axis_name(key)} {_searched(given)}" for key, given in space.items()]
+    for key in (*config.sweep, *space):  # what it is, with its section, or any of its settings
         for text in list(texts):
             if f"{text}.".startswith(f"{key}.") or key.startswith(f"{text}."):
                 del texts[text]
     return ", ".join(filter(None, [*texts.values(), *swept]))
+
+
+def _searched(given: str | Sequence[object]) -> str:
+    """What a search may give to a setting: `log:0.0001:0.1`, `adam|sgd`."""
+    return given if isinstance(given, str) else "|".join(map(format_value, given))
 
 
 def plan_table(runs: Sequence[Mapping[str, Any]]) -> Table:

@@ -19,7 +19,8 @@ from mnist_cli import __version__
 from mnist_cli.data import durable
 
 SCHEMA = 1
-Status = Literal["waiting", "running", "finished", "diverged", "failed", "interrupted", "imported"]
+_Ended = Literal["finished", "diverged", "pruned", "failed", "interrupted", "imported"]
+Status = Literal["waiting", "running"] | _Ended
 
 _T = TypeVar("_T")
 _STRICT = pydantic.ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
@@ -111,6 +112,9 @@ class Meta(TypedDict, total=False):
     workers: int | None
     stacks: list[Members]  # how the runs are divided
     keep: str  # `best` if the checkpoints of runs that are no longer the best of their setting go
+    batches: list[int]  # of a search, how many trials were asked for at a time
+    rounds: list[list[Members]]  # likewise, what trained together from rung to rung
+    storage: str  # likewise, where Optuna's own tools find it
     tested: dict[str, Any]  # what was measured on the test split, and of which weights
 
 

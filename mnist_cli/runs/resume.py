@@ -135,7 +135,7 @@ def refuse_other(asked: Config, had: Config, extended_to: int | None, path: Path
 def _read_outcome(run: Run) -> bool:
     """Takes on how the run ended, if its folder says that it has and is whole."""
     found, status = run.folder.summary(), run.meta.get("status")
-    if status not in ("finished", "diverged") or status != found.get("status"):
+    if status not in ("finished", "diverged", "pruned") or status != found.get("status"):
         return False
     try:
         records = run.folder.metrics()

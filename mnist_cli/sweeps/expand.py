@@ -44,7 +44,7 @@ def expand(config: Config) -> list[Trial]:
             "nothing to sweep: the config has no sweep section",
             "give values, such as --lrs 1e-1,1e-2,1e-3 or --grid model.depth=1..5",
         )
-    base = config.model_copy(update={"sweep": {}})
+    base = config.model_copy(update={"sweep": {}, "search": None})
     trials = []
     for index, values in enumerate(itertools.product(*config.sweep.values())):
         settings = dict(zip(config.sweep, values, strict=True))

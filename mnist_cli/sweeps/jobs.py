@@ -38,12 +38,14 @@ class StackJob:
             others only ride along.
         records: what there is of each replica.
         threads: CPU threads to compute with.
+        until: the epoch after which the job ends for now, if it is not to come to its end.
     """
 
     configs: Sequence[Config]
     starts: Mapping[int, ReplicaState | None]
     records: Sequence[Sequence[Record]]
     threads: int
+    until: int | None = None
 
 
 @dataclass(frozen=True)
@@ -144,12 +146,13 @@ def _train_stack(job: StackJob, datasets: Datasets) -> Iterator[Event]:
         }
         steps, epochs = stack.training.steps, stack.training.epochs
         yield Started((), steps, epochs, where, lambda: stack.training.step)
+        pause = (job.until or 0) * stack.training.steps_per_epoch or None
         training = train(stack.training)
         while True:
             stack.join()
             if ended := stack.end():
                 yield Ended((), ended)
-            if not stack.starts:
+            if not stack.starts or stack.training.step == pause:
                 return
             if stack.compact():
                 training = train(stack.training)

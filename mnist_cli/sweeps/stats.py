@@ -56,6 +56,7 @@ class SeedGroup:
         acc: their best validation accuracies; None if no trial had a finite epoch.
         loss: the validation losses at those epochs.
         n_diverged: how many trials had no finite epoch.
+        pruned: whether it ended early, at a rung of a search.
     """
 
     values: dict[str, Any]
@@ -63,6 +64,7 @@ class SeedGroup:
     acc: Sample | None
     loss: Sample | None
     n_diverged: int
+    pruned: bool = False
 
 
 def axes(trials: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -73,8 +75,8 @@ def axes(trials: Sequence[Mapping[str, Any]]) -> list[str]:
 def rank(trials: Sequence[Mapping[str, Any]], select: str = "acc") -> list[SeedGroup]:
     """The seed groups of a sweep, best first.
 
-    A group with fewer diverged trials comes first, then by its mean validation accuracy and loss
-    (or by the loss alone), then in the order asked for.
+    A group with fewer diverged trials comes first, then one that was not pruned, then by its mean
+    validation accuracy and loss (or by the loss alone), then in the order asked for.
 
     Args:
         trials: rows as in a sweep's summary, in the order asked for.
@@ -96,6 +98,7 @@ def rank(trials: Sequence[Mapping[str, Any]], select: str = "acc") -> list[SeedG
             acc=Sample.of([row["val/acc"] for row in rows]) if rows else None,
             loss=Sample.of([row["val/loss"] for row in rows]) if rows else None,
             n_diverged=len(indices) - len(rows),
+            pruned=any(row["status"] == "pruned" for row in rows),
         )
 
     groups = [group(indices) for indices in members.values()]
@@ -105,13 +108,13 @@ def rank(trials: Sequence[Mapping[str, Any]], select: str = "acc") -> list[SeedG
 def ranked(groups: Sequence[SeedGroup], select: str = "acc") -> list[int]:
     """The order of groups, best first, as indices; ties in the order given."""
 
-    def group_score(index: int) -> tuple[int, tuple[float, float]]:
+    def group_score(index: int) -> tuple[int, bool, tuple[float, float]]:
         found = groups[index]
         means = {
             "val/acc": found.acc and found.acc.mean,
             "val/loss": found.loss and found.loss.mean,
         }
-        return -found.n_diverged, selection_score(means, select)
+        return -found.n_diverged, not found.pruned, selection_score(means, select)
 
     return sorted(range(len(groups)), key=group_score, reverse=True)
 

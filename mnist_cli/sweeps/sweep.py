@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, field
-from typing import Literal, cast
+from typing import Literal, TypeVar, cast
 
 from mnist_cli import config as configs
 from mnist_cli.config import Config
@@ -29,6 +29,8 @@ from mnist_cli.sweeps.expand import Trial, expand, group
 from mnist_cli.sweeps.jobs import Ended, Event
 from mnist_cli.sweeps.plan import Machines, Plan, StackPlan, can_fork, plan
 from mnist_cli.sweeps.stats import rank
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -79,8 +81,8 @@ def create(
     meta["keep"] = keep
     runs.keep_model(config, folder, meta)
     folder.write_meta(meta)
-    _write_config(folder, config)  # by which it is seen to be a sweep
-    made = [_create_run(folder, trial) for trial in trials]
+    write_config(folder, config)  # by which it is seen to be a sweep
+    made = [create_run(folder, trial) for trial in trials]
     return Sweep(config, folder, trials, made, meta)
 
 
@@ -109,12 +111,12 @@ def reopen(folder: RunDirectory, epochs: int | None, note: Callable[[str], None]
     if epochs is not None and config != asked:  # first: from here on every run goes that far
         meta["epochs"] = epochs
         folder.write_meta(meta)
-        _write_config(folder, config)
+        write_config(folder, config)
         trials = expand(config)
     found = [
         resume.reopen(folder.trial(trial.index), trial.config.train.epochs, note)
         if trial.index in there
-        else _create_run(folder, trial)  # it was killed before this one, or its config was lost
+        else create_run(folder, trial)  # it was killed before this one, or its config was lost
         for trial in trials
     ]
     sweep = Sweep(config, folder, trials, found, meta)
@@ -128,7 +130,8 @@ def reopen(folder: RunDirectory, epochs: int | None, note: Callable[[str], None]
     return sweep
 
 
-def _create_run(folder: RunDirectory, trial: Trial) -> Run:
+def create_run(folder: RunDirectory, trial: Trial) -> Run:
+    """A new run of a sweep."""
     return runs.create(trial.config, store.create_trial(folder, trial.index))
 
 
@@ -182,10 +185,29 @@ def run(
     Raises:
         CheckpointError: the winner's checkpoint is gone or damaged.
     """
+    yield from recorded(sweep, drive(sweep.runs, stacks, executor), datasets)
+
+
+def recorded(
+    sweep: Sweep, training: Generator[T, None, None], datasets: Datasets
+) -> Generator[T, None, None]:
+    """What trains the runs, recorded as the sweep's: when it ends, the folder says how.
+
+    Args:
+        sweep: whose runs.
+        training: trains them; then the winner is measured on the test split.
+        datasets: where their data comes from.
+
+    Yields:
+        What happens, as it happens.
+
+    Raises:
+        CheckpointError: the winner's checkpoint is gone or damaged.
+    """
     began, before = time.perf_counter(), sweep.seconds
     _save(sweep)
     try:
-        with closing(drive(sweep.runs, stacks, executor)) as events:
+        with closing(training) as events:
             for event in events:
                 yield event
                 if isinstance(event, Ended) and sweep.meta.get("keep") == "best":
@@ -207,7 +229,7 @@ def run(
 
 def summary(sweep: Sweep) -> Summary:
     """What `sweep --json` prints and summary.json holds."""
-    rows, best = _rows(sweep), _winner(sweep)
+    rows, best = rows_of(sweep), _winner(sweep)
     return {
         "sweep": sweep.folder.name,
         "status": sweep.status,
@@ -220,20 +242,21 @@ def summary(sweep: Sweep) -> Summary:
 
 def _winner(sweep: Sweep) -> int | None:
     """The index of the best run of the winning setting, if any has figures to go by."""
-    rows = _rows(sweep)
-    best = rank(rows, sweep.config.train.select)[0].trials[0]
-    return best if rows[best]["val/acc"] is not None else None
+    rows = rows_of(sweep)
+    best = next((group.trials[0] for group in rank(rows, sweep.config.train.select)), None)
+    return None if best is None or rows[best]["val/acc"] is None else best
 
 
-def _rows(sweep: Sweep) -> list[Row]:
+def rows_of(sweep: Sweep) -> list[Row]:
     """A row for each trial. A run that failed or goes on has no figures for a ranking to go by."""
+    keys = dict.fromkeys(key for trial in sweep.trials for key in trial.settings)
     rows = []
     for trial, trained in zip(sweep.trials, sweep.runs, strict=True):
         best = trained.best if trained.status not in ("failed", "waiting", "running") else None
         row = {
             "run": trained.folder.name,
             "status": trained.status,
-            **trial.settings,
+            **{key: trial.settings.get(key) for key in keys},
             "val/loss": best["val/loss"] if best else None,
             "val/acc": best["val/acc"] if best else None,
             "seconds": round(trained.seconds, 3),
@@ -265,7 +288,7 @@ def _finish(sweep: Sweep, datasets: Datasets) -> None:
 
 def _discard_others(sweep: Sweep) -> None:
     """Of the runs of each setting that have ended, leaves checkpoints to the best alone."""
-    for same in rank(_rows(sweep), sweep.config.train.select):
+    for same in rank(rows_of(sweep), sweep.config.train.select):
         for trained in (sweep.runs[index] for index in same.trials[1:]):
             if trained.status in ("finished", "diverged") and not trained.meta.get("discarded"):
                 runs.discard(trained)
@@ -294,5 +317,6 @@ def _save(sweep: Sweep) -> None:
         sweep.folder.write_meta(sweep.meta)
 
 
-def _write_config(folder: RunDirectory, config: Config) -> None:
+def write_config(folder: RunDirectory, config: Config) -> None:
+    """Saves the resolved config of a sweep."""
     durable.replace(folder.path / "sweep.yaml", configs.dump(config).encode())

@@ -1,0 +1,151 @@
+"""A search as a person sees it: while it goes on, and what came of it."""
+
+import math
+from collections.abc import Iterator, Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console, RenderableType
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TimeElapsedColumn
+
+from mnist_cli.config import Config
+from mnist_cli.config.space import Range, parse_space
+from mnist_cli.errors import in_words
+from mnist_cli.report import tables
+from mnist_cli.sweeps import stats
+
+if TYPE_CHECKING:
+    from mnist_cli.runs.datasets import Datasets
+    from mnist_cli.sweeps.executors import Executor
+    from mnist_cli.sweeps.sweep import Sweep
+
+SHOWN = 10  # of the ranking
+
+EDGE = 0.05  # a value so near to the end of its range, as a share of it, may well lie beyond
+
+# Of the two-sided 5 % level and of a power of 80 %: (1.960 + 0.842)^2. J. Cohen, "Statistical Power
+# Analysis for the Behavioral Sciences", 1988, section 2.4.
+POWER = 7.85
+
+
+def train_search(search: "Sweep", datasets: "Datasets", progress: Console) -> list[Exception]:
+    """Trains all trials of a search; returns what failed.
+
+    Args:
+        search: as `sweeps.search` gives it.
+        datasets: where its data comes from.
+        progress: where to show how it goes on.
+
+    Raises:
+        UsageError: it cannot go on, or its storage cannot be written to.
+    """
+    from mnist_cli.sweeps import search as searches  # noqa: PLC0415 - after what draws was started
+    from mnist_cli.sweeps.executors import in_process, local_processes  # noqa: PLC0415
+    from mnist_cli.sweeps.jobs import Epoch, Failed  # noqa: PLC0415
+    from mnist_cli.sweeps.sampling import Sampler  # noqa: PLC0415
+    from mnist_cli.sweeps.sweep import recorded, summary  # noqa: PLC0415
+
+    def executor(processes: int) -> "Executor":
+        if processes == 1:
+            return partial(in_process, datasets=datasets)
+        return partial(local_processes, datasets=datasets, processes=processes)
+
+    asked, failures = search.config.search, []
+    assert asked
+    sampler = Sampler(search.config)
+    training = searches.train(search, sampler, datasets, executor, progress.print)
+    shown = progress.is_terminal and not progress.quiet
+    columns = (BarColumn(bar_width=24), TaskProgressColumn(), TimeElapsedColumn())
+    bar = Progress(*columns, console=progress, transient=True, disable=not shown)
+    task = bar.add_task("", total=asked.trials)
+    batches = math.ceil(asked.trials / asked.batch)
+    with bar:
+        for event in recorded(search, training, datasets):
+            match event:
+                case Epoch(runs=runs):
+                    done = sum(run.status not in ("waiting", "running") for run in search.runs)
+                    bar.update(task, completed=done / asked.seeds)
+                case Failed(runs=runs, error=error):
+                    failures.append(error)
+                    names = ", ".join(run.folder.name for run in runs)
+                    progress.print(f"failed: {names}: {in_words(error)}")
+                case searches.Batch(number, trials, pruned):
+                    best = _best(summary(search), search.config)
+                    ended = f", {pruned} pruned" if pruned else ""
+                    line = f"batch {number}/{batches}: {trials} trials{ended}; {best}"
+                    progress.print(line)
+    return failures
+
+
+def header(search: "Sweep") -> str:
+    """What is searched, how and where, in one line."""
+    from mnist_cli.sweeps.search import rungs  # noqa: PLC0415 - likewise
+
+    asked, epochs = search.config.search, search.config.train.epochs
+    assert asked
+    ends = [str(rung) for rung in rungs(asked, epochs) if rung]
+    shown = [*ends[:3], "..."] if len(ends) > 4 else ends
+    pruner = f", {asked.pruner} after epoch {', '.join(shown)} of {epochs}" if ends else ""
+    seeds = f" x {asked.seeds} seeds" if asked.seeds > 1 else ""
+    return (
+        f"{search.folder.name}: {asked.trials} trials{seeds}, {asked.sampler}{pruner}: "
+        f"{tables.experiment(search.config)}"
+    )
+
+
+def outcome(summary: Mapping[str, Any], config: Config) -> Iterator[RenderableType]:
+    """What came of a search: its best trials, the winner, and what to make of it."""
+    assert config.search
+    ranked = stats.rank(summary["trials"], config.train.select)
+    yield tables.ranking_table(ranked[:SHOWN], ["not judged"] * SHOWN, summary["trials"])
+    if len(ranked) > SHOWN:
+        yield f"and {len(ranked) - SHOWN} more trials"
+    if not summary["best"] or not ranked[0].acc:
+        return
+    yield _best(summary, config, "winner: ")
+    yield from _at_the_edge(ranked[0].values, config)
+    yield from _seeds_needed(ranked, config)
+
+
+def _best(summary: Mapping[str, Any], config: Config, title: str = "best so far: ") -> str:
+    ranked = stats.rank(summary["trials"], config.train.select)
+    if not ranked or not ranked[0].acc or not ranked[0].loss:
+        return "all have diverged"
+    best, tested = ranked[0], (summary["best"] or {}).get("test/acc")
+    figure = f"val acc {tables.spread(ranked[0].acc)}"
+    if config.train.select == "loss":
+        figure = f"val loss {tables.loss(ranked[0].loss.mean)}, {figure}"
+    test = f"; test acc {tables.percent(tested)}" if tested is not None else ""
+    given = {key: value for key, value in best.values.items() if value is not None}
+    return f"{title}{figure}{test} ({tables.settings(given)})"
+
+
+def _at_the_edge(best: Mapping[str, Any], config: Config) -> Iterator[str]:
+    """Warnings of best values at the end of their range: better ones may lie beyond."""
+    assert config.search
+    for key, given in config.search.space.items():
+        space, value = parse_space(given), best.get(key)
+        if not isinstance(space, Range) or value is None:
+            continue
+        low, high, at = map(math.log, (*space[:2], value)) if space.log else (*space[:2], value)
+        share = (at - low) / (high - low)
+        if not EDGE <= share <= 1 - EDGE:
+            end = "lower" if share < EDGE else "upper"
+            yield (
+                f"warning: {tables.axis_name(key)} {tables.format_value(value)} is at the {end} "
+                f"end of its range ({space}): better values may lie beyond"
+            )
+
+
+def _seeds_needed(ranked: list[stats.SeedGroup], config: Config) -> Iterator[str]:
+    """How many seeds it takes to tell the first two apart: n = 2 (z_a + z_b)^2 sd^2 / d^2."""
+    by_loss = config.train.select == "loss"
+    samples = [group.loss if by_loss else group.acc for group in ranked[:2]]
+    first, second = (*samples, None)[:2]
+    if not first or not second or first.n < 2 or second.n < 2:
+        return
+    difference = abs(first.mean - second.mean)
+    variance = (first.sd**2 + second.sd**2) / 2
+    if difference and (needed := math.ceil(2 * POWER * variance / difference**2)) > first.n:
+        about = f"{needed:,}" if needed < 1000 else "over 1,000"
+        yield f"the first two differ by less than noise: it takes about {about} seeds to tell"
