@@ -136,8 +136,9 @@ class Sampler:
 
 def _suggest(trial: "optuna.Trial", key: str, space: Space) -> Any:
     if not isinstance(space, Range):
-        labels = {json.dumps(choice): choice for choice in space}  # it takes no lists
-        return labels[trial.suggest_categorical(key, list(labels))]
+        # It takes plain values alone.
+        labels: list[Any] = [json.dumps(c) if isinstance(c, list | dict) else c for c in space]
+        return space[labels.index(trial.suggest_categorical(key, labels))]
     if isinstance(space.low, int) and isinstance(space.high, int):
         return trial.suggest_int(key, space.low, space.high, log=space.log)
     return trial.suggest_float(key, space.low, space.high, log=space.log)

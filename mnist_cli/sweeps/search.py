@@ -28,7 +28,9 @@ from mnist_cli.sweeps.sampling import Sampler
 from mnist_cli.sweeps.stats import SEED
 from mnist_cli.sweeps.sweep import Sweep, create, create_run, write_config
 
-PIECES = 4  # that runs of one shape are divided into, on a CPU: whatever the number of processes
+# Runs of one shape train in stacks of about so many on a CPU, but at least in two: whatever the
+# number of processes, for it decides their bits, and these which trials are asked for next.
+STACK = 16
 
 MIN_FINISHED = 5  # trials that the median rule waits for, as Optuna's does
 
@@ -226,7 +228,8 @@ def _divided(
     rounds = search.meta.setdefault("rounds", [])
     rounds += [[] for _ in range(number + 1 - len(rounds))]
     if not rounds[number]:
-        found = plan(places, configs, data, PIECES).stacks
+        pieces = max(2, -(-len(members) // STACK))
+        found = plan(places, configs, data, pieces).stacks
         rounds[number] = [cast("documents.Members", asdict(stack)) for stack in found]
         search.folder.write_meta(search.meta)
     stacks = tuple(StackPlan(tuple(each["members"]), each["threads"]) for each in rounds[number])
