@@ -11,6 +11,7 @@ from mnist_cli.cli import options as opt
 from mnist_cli.cli import screen, training
 from mnist_cli.config import Config, Flag
 from mnist_cli.config.space import is_space
+from mnist_cli.errors import UsageError
 from mnist_cli.runs import store
 from mnist_cli.sweeps.sampling import require
 
@@ -64,6 +65,11 @@ def search(
     spaces = [Flag("", None, text) for text in several]
     loaded = configs.load(config, settings, flags, spaces=spaces)
     chosen = loaded.config.model_copy(update={"sweep": {}, "reference": None})
+    if not chosen.search or not chosen.search.space:
+        raise UsageError(
+            "nothing to search: the config has no search.space",
+            "say what a setting may be, such as lr=log:1e-4:1e-1 or optimizer.name=adam,sgd",
+        )
     require()
     training.note_choices(loaded)
     root = store.runs_root(runs_dir)

@@ -746,7 +746,7 @@ _Space = Annotated[str | _Choices, AfterValidator(_is_space)]
 class SearchConfig(Section):
     """Which settings `mnist search` searches, how, and for how long."""
 
-    space: Annotated[dict[str, _Space], Field(min_length=1)]
+    space: dict[str, _Space] = {}
     """Dotted settings and what each may be: a range (`lin:0:0.5`, `0..0.5`, `log:1e-4:1e-1`) or a
     list. A setting that only some variants of its section have is searched where they are."""
     trials: Positive = 64
