@@ -12,6 +12,8 @@ from mnist_cli.cli import screen, training
 from mnist_cli.config import Config, Flag
 from mnist_cli.config.space import is_space
 from mnist_cli.errors import UsageError
+from mnist_cli.report import session as sessions
+from mnist_cli.report.session import Session
 from mnist_cli.runs import store
 from mnist_cli.sweeps.sampling import require
 
@@ -47,6 +49,7 @@ def search(
     name: opt.Name = None,
     runs_dir: opt.RunsDir = None,
     workers: opt.Workers = None,
+    tensorboard: opt.TensorBoard = False,
     as_json: opt.Json = False,
 ) -> None:
     """Search settings by Optuna: lr=log:1e-4:1e-1 model.dropout=0..0.5 optimizer.name=adam,sgd.
@@ -75,7 +78,8 @@ def search(
     root = store.runs_root(runs_dir)
     earlier = _extended(root, chosen)
     begin = partial(store.create, root, f"{chosen.name or 'run'}-search")
-    with training.open_session([chosen], lambda: earlier or begin(), as_json) as session:
+    open_session = training.open_session
+    with open_session([chosen], lambda: earlier or begin(), tensorboard, as_json) as session:
         from mnist_cli.sweeps import search as searches
 
         if earlier:
@@ -84,20 +88,20 @@ def search(
             made = searches.reopen(earlier, chosen.search.trials)
         else:
             made = searches.begin(chosen, session.folder, storage, workers)
-        train_search(made, session)
+        train_search(made, session, as_json)
 
 
-def train_search(search: "Sweep", session: "training.Session") -> None:
+def train_search(search: "Sweep", session: Session, as_json: bool) -> None:
     """Trains a search and shows what came of it."""
     from mnist_cli.report import search as reports
     from mnist_cli.sweeps import sweep as sweeps
 
-    screen.human_console(session.as_json).print(reports.header(search))
-    failures = reports.train_search(search, session.datasets, screen.console(stderr=True))
+    failures = reports.train_search(search, session)
     summary = sweeps.summary(search)
     shown = [*reports.outcome(summary, search.config)] if search.runs else []
-    training.show_outcome(search, search.runs, summary, shown, session)
-    training.refuse_failed(search, failures)
+    training.show_outcome(search, search.runs, summary, shown, as_json)
+    session.draw()
+    sessions.refuse_failed(search, failures)
 
 
 def _extended(root: Path, config: Config) -> store.RunDirectory | None:

@@ -5,17 +5,17 @@ from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console, RenderableType
+from rich.console import RenderableType
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TimeElapsedColumn
 
 from mnist_cli.config import Config
 from mnist_cli.config.space import Range, parse_space
 from mnist_cli.errors import in_words
 from mnist_cli.report import tables
+from mnist_cli.report.session import Session
 from mnist_cli.sweeps import stats
 
 if TYPE_CHECKING:
-    from mnist_cli.runs.datasets import Datasets
     from mnist_cli.sweeps.executors import Executor
     from mnist_cli.sweeps.sweep import Sweep
 
@@ -28,13 +28,12 @@ EDGE = 0.05  # a value so near to the end of its range, as a share of it, may we
 POWER = 7.85
 
 
-def train_search(search: "Sweep", datasets: "Datasets", progress: Console) -> list[Exception]:
+def train_search(search: "Sweep", session: Session) -> list[Exception]:
     """Trains all trials of a search; returns what failed.
 
     Args:
         search: as `sweeps.search` gives it.
-        datasets: where its data comes from.
-        progress: where to show how it goes on.
+        session: in which it is trained.
 
     Raises:
         UsageError: it cannot go on, or its storage cannot be written to.
@@ -52,6 +51,8 @@ def train_search(search: "Sweep", datasets: "Datasets", progress: Console) -> li
 
     asked, failures = search.config.search, []
     assert asked
+    datasets, progress = session.datasets, session.progress
+    session.results.print(_header(search))
     sampler = Sampler(search.config)
     training = searches.train(search, sampler, datasets, executor, progress.print)
     shown = progress.is_terminal and not progress.quiet
@@ -62,7 +63,8 @@ def train_search(search: "Sweep", datasets: "Datasets", progress: Console) -> li
     with bar:
         for event in recorded(search, training, datasets):
             match event:
-                case Epoch(runs=runs):
+                case Epoch(runs=runs, records=records):
+                    session.add_events(runs, records)
                     done = sum(run.status not in ("waiting", "running") for run in search.runs)
                     bar.update(task, completed=done / asked.seeds)
                 case Failed(runs=runs, error=error):
@@ -77,7 +79,7 @@ def train_search(search: "Sweep", datasets: "Datasets", progress: Console) -> li
     return failures
 
 
-def header(search: "Sweep") -> str:
+def _header(search: "Sweep") -> str:
     """What is searched, how and where, in one line."""
     from mnist_cli.sweeps.search import rungs  # noqa: PLC0415 - likewise
 

@@ -70,6 +70,14 @@ class Session:
             return partial(local_processes, datasets=self.datasets, processes=processes)
         return partial(in_process, datasets=self.datasets)
 
+    def add_events(
+        self, runs: Sequence["Run"], records: Sequence[Mapping[str, Any] | None]
+    ) -> None:
+        """Has TensorBoard see an epoch of some runs, if it shall."""
+        for run, record in zip(runs, records, strict=True) if self.events else ():
+            if self.events and record:
+                self.events.add(run.folder.path / "tensorboard", record)
+
     def draw(self) -> None:
         """Draws the pictures; comes last, as by now everything else is saved and shown."""
         try:
@@ -257,10 +265,8 @@ def _watch(
     with display.live(), closing(events):
         for event in events:
             display.show(event)
-            if session.events and isinstance(event, Epoch):
-                for run, record in zip(event.runs, event.records, strict=True):
-                    if record:
-                        session.events.add(run.folder.path / "tensorboard", record)
+            if isinstance(event, Epoch):
+                session.add_events(event.runs, event.records)
             if isinstance(event, Failed):
                 failures.append(event.error)
     return failures

@@ -8,6 +8,7 @@ import json
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from mnist_cli.config import Config
@@ -26,8 +27,8 @@ def require() -> None:
         UsageError: it is not.
     """
     try:
-        import optuna  # noqa: F401, PLC0415 - an extra
-        import scipy  # noqa: F401, PLC0415 - which two of its samplers need
+        for package in ("optuna", "scipy"):  # two of its samplers need the latter
+            import_module(package)
     except ImportError as error:
         hint = "pip install 'mnist-cli[search]'"
         raise UsageError(f"search needs Optuna, and {error.name} is not installed", hint) from error

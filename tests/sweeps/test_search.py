@@ -3,7 +3,6 @@
 import json
 import shutil
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import pytest
 from mnist_cli.config import Config, load
 from mnist_cli.config.space import Range, parse_space
 from mnist_cli.report import plots
+from mnist_cli.runs.run import commit as whole_commit
 from mnist_cli.runs.store import RunDirectory
 from mnist_cli.sweeps.search import rungs
 from tests.conftest import Mnist
@@ -107,17 +107,14 @@ def test_a_killed_search_comes_to_the_same(
         commits += 1
         if commits == epoch:
             raise Killed
-        whole(*arguments)
+        whole_commit(*arguments)
 
-    from mnist_cli.sweeps import driver
-
-    whole: Callable[..., None] = driver.commit
-    monkeypatch.setattr(driver, "commit", commit)
+    monkeypatch.setattr("mnist_cli.sweeps.driver.commit", commit)
     shutil.rmtree(searched)
     again = ("search", *SPACE, *SMALL, "--trials", "8")
     with pytest.raises(Killed):
         mnist(*again)
-    monkeypatch.setattr(driver, "commit", whole)
+    monkeypatch.setattr("mnist_cli.sweeps.driver.commit", whole_commit)
     ended = mnist("resume", "mlp-search-0001")
     assert ended.code == 0, ended.err
     assert figures(searched) == wanted
@@ -190,7 +187,9 @@ def test_the_median_rule_waits_for_five_trials(mnist: Mnist) -> None:
 
 
 def test_a_search_in_which_all_diverge(mnist: Mnist, tmp_path: Path) -> None:
-    ended = mnist("search", "lr=1e38..2e38", *SMALL[:-1], "--trials", "4", "optimizer=sgd", "--json")
+    ended = mnist(
+        "search", "lr=1e38..2e38", *SMALL[:-1], "--trials", "4", "optimizer=sgd", "--json"
+    )
     assert ended.code == 1
     assert "diverged" in ended.err
     assert ended.json["status"] == "diverged"
