@@ -154,7 +154,7 @@ def train(
     axes = {"train.seed": seeds} if seeds is not None else {}
     loaded = _loaded(config, settings, axes)
     swept = {"train.seed": loaded.config.sweep["train.seed"]} if axes else {}
-    chosen = loaded.config.model_copy(update={"sweep": swept})
+    chosen = loaded.config.alone(swept)
     root = _root(runs_dir)
     if swept:
         return _sweep(chosen, loaded, root, "seeds", quiet, {"test": False})

@@ -1,8 +1,9 @@
 """`mnist train`, `mnist sweep` and `mnist resume`."""
 
+import json
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -59,7 +60,7 @@ def train(
     axes = opt.given(seeds=seeds)
     loaded = configs.load(config, overrides or (), flags, axes)
     swept = {"train.seed": loaded.config.sweep["train.seed"]} if axes else {}
-    chosen = loaded.config.model_copy(update={"sweep": swept, "search": None})
+    chosen = loaded.config.alone(swept)
     note_choices(loaded)
     root = store.runs_root(runs_dir)
     if swept:
@@ -86,6 +87,10 @@ def sweep(
         list[str] | None,
         Option("--grid", metavar="KEY=LIST", help="Values of any setting; may be repeated."),
     ] = None,
+    together: Annotated[
+        list[str] | None,
+        Option("--zip", metavar="KEY,KEY", help="Swept settings that move together."),
+    ] = None,
     epochs: opt.Epochs = None,
     batch_size: opt.BatchSize = None,
     device: opt.Device = None,
@@ -111,22 +116,25 @@ def sweep(
     axes = opt.given(lrs=lrs, seeds=seeds) + [Flag("--grid", None, text) for text in grid or ()]
     axes += [Flag("", None, text) for text in overrides or () if configs.gives_values(text)]
     settings = [text for text in overrides or () if not configs.gives_values(text)]
+    if together:
+        keys = [[configs.full_key(key) for key in text.split(",")] for text in together]
+        flags.append(Flag("--zip", "zip", json.dumps(keys)))
     loaded = configs.load(config, settings, flags, axes)
-    for key in loaded.changed:
-        if key in loaded.config.sweep:
-            raise UsageError(
-                f"{key} is set on the command line, but {loaded.origin} sweeps it",
-                f"give the values to sweep instead: {key}=VALUE,VALUE or --grid {key}=VALUE",
-            )
+    fixed = {key: value for key, value in loaded.config.settings() if key in loaded.changed}
+    axes_of = {
+        key: (fixed.get(key),) if key in fixed else v for key, v in loaded.config.sweep.items()
+    }
+    swept = loaded.config.model_copy(update={"sweep": axes_of, "search": None})
     note_choices(loaded)
-    trials = expand(loaded.config)
+    trials = expand(swept)
+    given = {*loaded.swept, *fixed}
+    screen.console(stderr=True).print(_axes_line(swept, len(trials), loaded.origin, given))
     if dry_run:
         show = screen.console(stderr=True).print
         own_models.prepare((trial.config for trial in trials), show)
         _show_plan(trials, as_json)
         return
     options = {"fuse": fuse == "on", "workers": workers, "keep": keep, "test": True}
-    swept = loaded.config.model_copy(update={"search": None})
     root = store.runs_root(runs_dir)
     _start_sweep(swept, trials, root, "sweep", options, tensorboard, as_json, on)
 
@@ -136,6 +144,10 @@ def resume(
     changes: Annotated[list[str] | None, Argument(hidden=True)] = None,
     epochs: Annotated[
         int | None, Option("--epochs", metavar="N", min=1, help="Train on, to N epochs in all.")
+    ] = None,
+    add: Annotated[
+        list[str] | None,
+        Option("--add", metavar="KEY=LIST", help="Of a sweep: further values of a swept setting."),
     ] = None,
     trials: Annotated[
         int | None, Option("--trials", metavar="N", min=1, help="Search on, to N trials in all.")
@@ -170,6 +182,7 @@ def resume(
         raise UsageError(f"--trials: {folder.name} is no search")
     if asked.search:
         require()
+    asked = with_added(asked, add or ()) if add else asked
     note = screen.console(stderr=True).print
     with open_session([], lambda: folder, tensorboard, as_json, on) as session:
         from mnist_cli.runs import resume as resuming
@@ -191,7 +204,7 @@ def resume(
                 return
             ended = f"is finished: {asked.search.trials} trials"
         elif folder.is_sweep:
-            sweep = sweeps.reopen(folder, epochs, note)
+            sweep = sweeps.reopen(folder, epochs, note, asked.added)
             if sweep.status != "finished":
                 _train_sweep(sweep, session, as_json, workers)
                 return
@@ -310,6 +323,48 @@ def _show_plan(trials: Sequence[Trial], as_json: bool) -> None:
     rows = [{"stack": stack_of[trial.index], **trial.settings} for trial in trials]
     document = {"runs": rows, "separated_by": keys}
     screen.print_result(as_json, document, counts, tables.plan_table(rows))
+
+
+def _axes_line(config: Config, runs: int, origin: str, given: Container[str]) -> str:
+    """How many runs there are, and where each axis comes from: `12 runs = 4 lr (mlp) x 3 dropout`.
+
+    Args:
+        config: of the sweep.
+        runs: how many.
+        origin: the file or preset.
+        given: the axes that are from the command line.
+    """
+    from mnist_cli.report.tables import axis_name
+
+    together = {key: keys for keys in config.zip for key in keys}
+    names = [
+        f"{len(config.sweep[keys[0]])} "
+        + "+".join(axis_name(key) + ("" if key in given else f" ({origin})") for key in keys)
+        for keys in dict.fromkeys(together.get(key, (key,)) for key in config.sweep)
+    ]
+    return f"{runs} run{'s' * (runs != 1)} = {' x '.join(names)}"
+
+
+def with_added(config: Config, add: Sequence[str]) -> Config:
+    """A sweep's config with further values of settings that it sweeps.
+
+    Raises:
+        UsageError: they are not swept, or are swept over these values already.
+    """
+    axes = [Flag("--add", None, text) for text in add]
+    found = configs.load(config.alone().resolved(), axes=axes).config.sweep
+    had = {key: [*config.sweep.get(key, ())] for key in found}
+    for added in config.added:
+        for key in had:
+            had[key] += added.get(key, ())
+    new = {key: tuple(v for v in found[key] if v not in had[key]) for key in found}
+    for key in found:
+        if key not in config.sweep:
+            swept = ", ".join(config.sweep) or "nothing"
+            raise UsageError(f"--add {key}: this sweep is not over it, but over {swept}")
+        if not new[key]:
+            raise UsageError(f"--add {key}: it is swept over all of these values already")
+    return config.model_copy(update={"added": (*config.added, new)})
 
 
 def note_choices(loaded: configs.Loaded) -> None:

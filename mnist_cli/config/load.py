@@ -43,6 +43,8 @@ class Loaded(NamedTuple):
     """Dotted keys that the command line sets, in its order."""
     notes: tuple[str, ...]
     """What was decided where more than one thing could have been meant, a sentence each."""
+    swept: tuple[str, ...] = ()
+    """The axes that the command line gives."""
 
 
 def load(
@@ -70,7 +72,7 @@ def load(
         given = read_arguments(overrides, flags, axes, spaces)
         result, notes = _resolved(_plain_document(config, "config"), given)
         named = result.model_copy(update={"name": result.name or result.model.name})
-        return Loaded(named, "the config", _changed(given), tuple(notes))
+        return Loaded(named, "the config", _changed(given), tuple(notes), _swept(given))
     words = [text for text in overrides if "=" not in text]
     if config is None and words:
         config, overrides = words[0], [text for text in overrides if text != words[0]]
@@ -86,7 +88,7 @@ def load(
         notes.insert(0, f"config: the shipped {origin}")
     source = Path(result.model.path) if is_preset and isinstance(result.model, FileModel) else path
     named = result.model_copy(update={"name": result.name or name_of(source)})
-    return Loaded(named, origin, _changed(given), tuple(notes))
+    return Loaded(named, origin, _changed(given), tuple(notes), _swept(given))
 
 
 def load_text(text: str, name: str) -> Config:
@@ -137,6 +139,10 @@ def _plain_document(values: Mapping[str, object], name: str) -> Document:
     return Document(dict(values), {(): name}, [])
 
 
+def _swept(given: Given) -> tuple[str, ...]:
+    return tuple(key.removeprefix("sweep.") for key in given.values if key.startswith("sweep."))
+
+
 def _changed(given: Given) -> tuple[str, ...]:
     return tuple(key for key in given.values if not key.startswith(("sweep.", "search.")))
 
@@ -185,6 +191,10 @@ def _checked_sweep(
     inside = [key for key in axes if "." in key and key.partition(".")[0] in axes]
     notes = [f"{key} is not swept as the config says: its whole section is swept" for key in inside]
     axes = {key: axis for key, axis in axes.items() if key not in inside}
+    for keys in config.zip if config else ():
+        if len({len(axes.get(key, ())) for key in keys}) != 1 or not {*keys} <= axes.keys():
+            named = ", ".join(keys)
+            problems.append(Problem(("zip",), f"{named} must be swept, over as many values each"))
     if (runs := math.prod(map(len, axes.values()))) > MAX_RUNS:
         message = f"makes {runs:,} runs, and at most {MAX_RUNS:,} can be"
         problems.append(Problem(("sweep",), message))

@@ -9,7 +9,7 @@ import ast
 import inspect
 import math
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from difflib import get_close_matches
 from functools import cache
 from itertools import pairwise
@@ -774,6 +774,9 @@ class SearchConfig(Section):
     """No batch begins after so many seconds."""
 
 
+_Axis = Annotated[tuple[Any, ...], Field(strict=False, min_length=1)]
+
+
 class Config(Section):
     """One whole experiment."""
 
@@ -786,10 +789,22 @@ class Config(Section):
     optimizer: OptimizerConfig = Field({}, validate_default=True)
     scheduler: SchedulerConfig = Field({}, validate_default=True)
     train: TrainConfig = Field({}, validate_default=True)
-    sweep: dict[SettingKey, Annotated[tuple[Any, ...], Field(strict=False, min_length=1)]] = {}
-    """Dotted settings and the values each takes; `mnist sweep` runs every combination."""
+    sweep: dict[SettingKey, _Axis] = {}
+    """Dotted settings and the values each takes; `mnist sweep` runs every combination. A
+    setting that only some variants of its section have is swept where they are."""
+    zip: Annotated[
+        tuple[Annotated[tuple[SettingKey, ...], Field(strict=False)], ...], Field(strict=False)
+    ] = ()
+    """Settings of the sweep that move together, e.g. [[optimizer.lr, data.batch_size]]."""
+    added: Annotated[tuple[dict[SettingKey, _Axis], ...], Field(strict=False)] = ()
+    """Values that were added to the sweep later; their runs come after those that there were."""
     search: SearchConfig | None = None
     reference: Reference | None = None
+
+    def alone(self, sweep: Mapping[str, tuple[object, ...]] | None = None) -> Self:
+        """The config without what is swept or searched in it, or with this sweep instead."""
+        nothing: dict[str, object] = {"zip": (), "added": (), "search": None}
+        return self.model_copy(update={"sweep": dict(sweep or {}), **nothing})
 
     def resolved(self) -> dict[str, Any]:
         """The config as plain values, defaults filled in: itself a config that means the same."""

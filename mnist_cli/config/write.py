@@ -33,7 +33,7 @@ def dump(config: Config) -> str:
     for section in SECTIONS:
         if f"{section}.name" in tried:
             values[section] = explicit.get(section, {})
-    values = {key: value for key, value in values.items() if value != {}}
+    values = {key: value for key, value in values.items() if value not in ({}, [])}
     return yaml.dump(
         values,
         Dumper=_Dumper,

@@ -2,11 +2,12 @@
 
 import itertools
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from mnist_cli.config import Config, with_settings
+from mnist_cli.config.trials import applies
 from mnist_cli.errors import UsageError
 
 # What the runs of one stack may differ in, each being updated on its own. Anything else makes
@@ -44,12 +45,37 @@ def expand(config: Config) -> list[Trial]:
             "nothing to sweep: the config has no sweep section",
             "give values, such as --lrs 1e-1,1e-2,1e-3 or --grid model.depth=1..5",
         )
-    base = config.model_copy(update={"sweep": {}, "search": None})
-    trials = []
-    for index, values in enumerate(itertools.product(*config.sweep.values())):
-        settings = dict(zip(config.sweep, values, strict=True))
-        trials.append(Trial(index, settings, with_settings(base, settings)))
-    return trials
+    base = config.alone()
+    axes = {**config.sweep}
+    found = {json.dumps(settings): settings for settings in _combinations(axes, config)}
+    for added in config.added:
+        axes = {key: (*values, *added.get(key, ())) for key, values in axes.items()}
+        found |= {json.dumps(each): each for each in _combinations(axes, config)}
+    return [
+        Trial(index, settings, with_settings(base, settings))
+        for index, settings in enumerate(found.values())
+    ]
+
+
+def _combinations(
+    axes: Mapping[str, Sequence[object]], config: Config
+) -> Iterator[dict[str, object]]:
+    """The settings of each combination, without those that its variants do not have."""
+    together = {key: keys for keys in config.zip for key in keys}
+    groups = dict.fromkeys(together.get(key, (key,)) for key in axes)
+    values = [[*zip(*(axes[key] for key in keys), strict=True)] for keys in groups]
+    for chosen in itertools.product(*values):
+        settings = {
+            key: value
+            for keys, items in zip(groups, chosen, strict=True)
+            for key, value in zip(keys, items, strict=True)
+        }
+        yield {
+            key: value
+            for key, value in settings.items()
+            if f"{key.partition('.')[0]}.name" not in settings
+            or applies(key, str(settings[f"{key.partition('.')[0]}.name"]))
+        }
 
 
 def group(trials: Iterable[Trial]) -> list[list[Trial]]:
@@ -68,5 +94,5 @@ def separators(stacks: Sequence[Sequence[Trial]]) -> list[str]:
         key
         for key in firsts[0]
         if not key.startswith(STACKABLE)
-        and len({json.dumps(settings[key]) for settings in firsts}) > 1
+        and len({json.dumps(settings.get(key)) for settings in firsts}) > 1
     ]

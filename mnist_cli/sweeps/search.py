@@ -194,7 +194,7 @@ def _batches(search: Sweep) -> Iterator[int]:
 
 def _open(search: Sweep, number: int, settings: dict[str, object], note: Note) -> Tried:
     """The runs of a trial: as their folders have them, or new ones."""
-    base = search.config.model_copy(update={"sweep": {}, "search": None})
+    base = search.config.alone()
     asked, first = search.config.search, base.train.seed
     assert asked
     runs = []

@@ -6,9 +6,9 @@
 
 import hashlib
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Literal, TypeVar, cast
 
 from mnist_cli import config as configs
@@ -86,13 +86,19 @@ def create(
     return Sweep(config, folder, trials, made, meta)
 
 
-def reopen(folder: RunDirectory, epochs: int | None, note: Callable[[str], None]) -> Sweep:
+def reopen(
+    folder: RunDirectory,
+    epochs: int | None,
+    note: Callable[[str], None],
+    added: Sequence[Mapping[str, tuple[object, ...]]] = (),
+) -> Sweep:
     """A sweep as its folder has it, with every run that has not ended waiting to go on.
 
     Args:
         folder: the sweep's own, held by this process.
         epochs: how many each run shall have in all, if more than were asked for.
         note: takes a sentence about what was dropped or differs.
+        added: values that were added to its axes, if there are more than before (`Config.added`).
 
     Raises:
         UsageError: it cannot go on, or not so.
@@ -102,14 +108,19 @@ def reopen(folder: RunDirectory, epochs: int | None, note: Callable[[str], None]
         raise UsageError("this sweep tries several epochs, so --epochs cannot extend it")
     if epochs is not None and meta.get("keep") == "best":
         raise UsageError("this sweep kept its best checkpoints only: --epochs cannot extend it")
+    had_all = asked
+    if len(added) > len(asked.added):
+        asked = asked.model_copy(update={"added": tuple(added)})
     config, trials = resume.extended(asked, epochs), expand(asked)
+    meta["runs"] = len(trials)
     there = {t.index for t in trials if folder.trial(t.index).config_path.exists()}
     for trial in trials:
         if trial.index in there:
             before = folder.trial(trial.index).config()
             resume.refuse_other(trial.config, before, meta.get("epochs"), folder.config_path)
-    if epochs is not None and config != asked:  # first: from here on every run goes that far
-        meta["epochs"] = epochs
+    if config != had_all:  # first: from here on every run goes that far, and there are so many
+        if epochs is not None:
+            meta["epochs"] = epochs
         folder.write_meta(meta)
         write_config(folder, config)
         trials = expand(config)
@@ -153,12 +164,18 @@ def partition(
         StackPlan(tuple(stack["members"]), stack["threads"])
         for stack in sweep.meta.get("stacks", ())
     )
-    if sorted(i for stack in stacks for i in stack.members) == list(range(len(sweep.runs))):
+    planned = {i for stack in stacks for i in stack.members}
+    if len(planned) < sum(len(stack.members) for stack in stacks) or not planned <= {
+        *range(len(sweep.runs))
+    }:
+        stacks, planned = (), set()
+    missing = [trial for trial in sweep.trials if trial.index not in planned]
+    if not missing:
         count = min(len(stacks), workers or sweep.meta.get("workers") or 1)
         forked = can_fork() and all(stack.threads == 1 for stack in stacks)
         return Plan(stacks, count if forked else 1)
     fuse = sweep.meta.get("fuse") is not False
-    groups = group(sweep.trials) if fuse else [[trial] for trial in sweep.trials]
+    groups = group(missing) if fuse else [[trial] for trial in missing]
     found = plan(
         [[trial.index for trial in trials] for trials in groups],
         [trial.config for trial in sweep.trials],
@@ -166,6 +183,7 @@ def partition(
         sweep.meta.get("workers") or workers,
         machines,
     )
+    found = replace(found, stacks=(*stacks, *found.stacks))
     sweep.meta["stacks"] = [cast("documents.Members", asdict(stack)) for stack in found.stacks]
     sweep.meta["workers"] = found.workers
     sweep.folder.write_meta(sweep.meta)
