@@ -71,6 +71,10 @@ def draw(folder: RunDirectory) -> list[Path]:
     config = folder.config()
     title, summary = f"{folder.name}\n{experiment(config)}", folder.summary()
     folder.plots.mkdir(exist_ok=True)
+    if config.search:
+        from mnist_cli.report import search_plots  # noqa: PLC0415 - it is built of what is here
+
+        return search_plots.draw(folder, config)
     drawn = [folder.plots / "curves.png"]
     if not folder.is_sweep:
         if not (records := folder.metrics()):
