@@ -12,7 +12,7 @@ import numpy as np
 from mnist_cli.config import Config
 from mnist_cli.config.space import Range, Space, parse_space
 from mnist_cli.report.plots import BEST, TRAIN, VAL, _figure, _label
-from mnist_cli.report.tables import axis_name, experiment, format_value
+from mnist_cli.report.tables import axis_name, format_value
 from mnist_cli.runs.store import RunDirectory
 from mnist_cli.sweeps.stats import SeedGroup, rank
 
@@ -34,7 +34,7 @@ def draw(folder: RunDirectory, config: Config) -> list[Path]:
     by_loss = config.train.select == "loss"
     curves = [_curve(folder, group, by_loss) for group in groups]
     space = {key: parse_space(given) for key, given in config.search.space.items()}
-    title = f"{folder.name}\n{experiment(config)}"
+    title = f"{folder.name}: {len(groups)} trials"
     name = "validation loss" if by_loss else "validation accuracy"
     paths = {
         kind: folder.plots / f"search-{kind}.png"
