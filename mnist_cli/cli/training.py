@@ -101,6 +101,13 @@ def sweep(
     keep: opt.Keep = "all",
     tensorboard: opt.TensorBoard = False,
     on: opt.On = None,
+    nuisance: Annotated[
+        list[str] | None,
+        Option("--nuisance", metavar="KEY", help="A swept setting of which the best is taken."),
+    ] = None,
+    reuse: Annotated[
+        bool, Option("--reuse", help="Take finished runs from the runs directory.")
+    ] = False,
     dry_run: Annotated[
         bool, Option("--dry-run", help="List the runs and how they are grouped; run nothing.")
     ] = False,
@@ -116,6 +123,9 @@ def sweep(
     axes = opt.given(lrs=lrs, seeds=seeds) + [Flag("--grid", None, text) for text in grid or ()]
     axes += [Flag("", None, text) for text in overrides or () if configs.gives_values(text)]
     settings = [text for text in overrides or () if not configs.gives_values(text)]
+    if nuisance:
+        names = [configs.full_key(key) for key in nuisance]
+        flags.append(Flag("--nuisance", "nuisance", json.dumps(names)))
     if together:
         keys = [[configs.full_key(key) for key in text.split(",")] for text in together]
         flags.append(Flag("--zip", "zip", json.dumps(keys)))
@@ -136,7 +146,7 @@ def sweep(
         return
     options = {"fuse": fuse == "on", "workers": workers, "keep": keep, "test": True}
     root = store.runs_root(runs_dir)
-    _start_sweep(swept, trials, root, "sweep", options, tensorboard, as_json, on)
+    _start_sweep(swept, trials, root, "sweep", options, tensorboard, as_json, on, reuse=reuse)
 
 
 def resume(
@@ -250,6 +260,8 @@ def _start_sweep(
     tensorboard: bool,
     as_json: bool,
     on: str | None,
+    *,
+    reuse: bool = False,
 ) -> None:
     """Makes a sweep in a folder of its own and trains it; `options` are those of `sweep.create`."""
     begin = partial(store.create, root, f"{config.name or 'run'}-{kind}")
@@ -257,6 +269,8 @@ def _start_sweep(
         from mnist_cli.sweeps import sweep as sweeps
 
         sweep = sweeps.create(config, trials, session.folder, **options)
+        if reuse:
+            sweeps.reuse(sweep, root, session.datasets, session.progress.print)
         _train_sweep(sweep, session, as_json)
 
 
@@ -284,7 +298,7 @@ def _train_sweep(
 
     failures = sessions.train_sweep(sweep, session, workers)
     summary = sweeps.summary(sweep)
-    ranking = [*tables.ranking(summary, sweep.config.train.select)]
+    ranking = [*tables.ranking(summary, sweep.config.train.select, sweep.config.nuisance)]
     show_outcome(sweep, sweep.runs, summary, ranking, as_json)
     session.draw()
     sessions.refuse_failed(sweep, failures)

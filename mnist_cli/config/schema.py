@@ -798,6 +798,9 @@ class Config(Section):
     """Settings of the sweep that move together, e.g. [[optimizer.lr, data.batch_size]]."""
     added: Annotated[tuple[dict[SettingKey, _Axis], ...], Field(strict=False)] = ()
     """Values that were added to the sweep later; their runs come after those that there were."""
+    nuisance: Annotated[tuple[SettingKey, ...], Field(strict=False)] = ()
+    """Swept settings that have to be right for a fair comparison but are not what is compared: the
+    ranking takes the best over them for each value of the others."""
     search: SearchConfig | None = None
     reference: Reference | None = None
 

@@ -98,7 +98,7 @@ def _header(search: "Sweep") -> str:
 def outcome(summary: Mapping[str, Any], config: Config) -> Iterator[RenderableType]:
     """What came of a search: its best trials, the winner, and what to make of it."""
     assert config.search
-    ranked = stats.rank(summary["trials"], config.train.select)
+    ranked = stats.best_over(stats.rank(summary["trials"], config.train.select), config.nuisance)
     yield tables.ranking_table(ranked[:SHOWN], ["not judged"] * SHOWN, summary["trials"])
     if len(ranked) > SHOWN:
         yield f"and {len(ranked) - SHOWN} more trials"

@@ -147,14 +147,16 @@ def stack_line(records: Sequence[Record | None], labels: Sequence[str], epochs: 
     return f"epoch {epoch:>{len(str(epochs))}}/{epochs}   val acc   {text}"
 
 
-def ranking(summary: Record, select: str) -> Iterator[RenderableType]:
+def ranking(summary: Record, select: str, nuisance: Sequence[str] = ()) -> Iterator[RenderableType]:
     """What came of a sweep: its settings best first, the winner, and what can be said of it.
 
     Args:
         summary: of the sweep.
         select: its `train.select`.
+        nuisance: settings over which the best is taken.
     """
-    ranked, best = stats.rank(summary["trials"], select), summary["best"]
+    ranked = stats.best_over(stats.rank(summary["trials"], select), nuisance)
+    best = summary["best"]
     verdicts = stats.compare_with_winner(ranked, select)
     yield ranking_table(ranked, verdicts, summary["trials"])
     winner = ranked[0]

@@ -119,6 +119,20 @@ def ranked(groups: Sequence[SeedGroup], select: str = "acc") -> list[int]:
     return sorted(range(len(groups)), key=group_score, reverse=True)
 
 
+def best_over(ranked: Sequence[SeedGroup], nuisance: Sequence[str]) -> list[SeedGroup]:
+    """Of groups that differ in nuisance settings alone the best one; the order stays.
+
+    Args:
+        ranked: as `rank` gives them.
+        nuisance: dotted keys.
+    """
+    found: dict[str, SeedGroup] = {}
+    for group in ranked:
+        others = [value for key, value in group.values.items() if key not in nuisance]
+        found.setdefault(repr(others), group)
+    return list(found.values())
+
+
 def compare_with_winner(ranked: Sequence[SeedGroup], select: str = "acc") -> list[Verdict]:
     """Which groups are worse than the winner, wrongly so in at most 5 % of sweeps.
 

@@ -5,10 +5,12 @@
 """
 
 import hashlib
+import json
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Literal, TypeVar, cast
 
 from mnist_cli import config as configs
@@ -146,6 +148,43 @@ def create_run(folder: RunDirectory, trial: Trial) -> Run:
     return runs.create(trial.config, store.create_trial(folder, trial.index))
 
 
+def reuse(sweep: Sweep, root: Path, datasets: Datasets, note: Callable[[str], None]) -> None:
+    """Takes finished runs from the whole runs directory in place of such that wait.
+
+    A run is known by its settings, the sum of its data and the schema of its files.
+
+    Args:
+        sweep: a new sweep.
+        root: the runs directory.
+        datasets: where the sweep's data comes from.
+        note: takes a sentence about what was taken.
+    """
+    there: dict[str, RunDirectory] = {}
+    for owner in store.all_runs(root):
+        for folder in (owner.trials() if owner.is_sweep else [owner]) * (owner != sweep.folder):
+            meta = folder.meta()
+            if meta.get("status") == "finished" and meta.get("schema") == documents.SCHEMA:
+                sha256 = meta.get("data", {}).get("sha256")
+                with suppress(UsageError):
+                    there[_identity(folder.config(), sha256)] = folder
+    taken, found = 0, list(sweep.runs)
+    for index, trained in enumerate(sweep.runs):
+        source = there.get(_identity(trained.config, datasets.get(trained.config).sha256))
+        if source:
+            for name in ("best.pt", "last.pt", "metrics.jsonl", "summary.json", "meta.json"):
+                with suppress(FileNotFoundError):
+                    content = (source.path / name).read_bytes()
+                    durable.replace(trained.folder.path / name, content)
+            found[index] = resume.reopen(trained.folder, None, note)
+            taken += found[index].status == "finished"
+    sweep.runs = found
+    note(f"{taken} of {len(found)} runs are finished already, in {root}")
+
+
+def _identity(config: Config, sha256: str | None) -> str:
+    return json.dumps([dict(config.settings()), sha256], sort_keys=True)
+
+
 def partition(
     sweep: Sweep,
     datasets: Datasets,
@@ -169,7 +208,11 @@ def partition(
         *range(len(sweep.runs))
     }:
         stacks, planned = (), set()
-    missing = [trial for trial in sweep.trials if trial.index not in planned]
+    missing = [
+        trial
+        for trial, trained in zip(sweep.trials, sweep.runs, strict=True)
+        if trial.index not in planned and trained.status == "waiting"
+    ]
     if not missing:
         count = min(len(stacks), workers or sweep.meta.get("workers") or 1)
         forked = can_fork() and all(stack.threads == 1 for stack in stacks)

@@ -84,3 +84,28 @@ def test_one_value_of_a_swept_setting_is_an_axis_of_one(mnist: Mnist) -> None:
     assert "2 runs = 1 lr x 2 dropout" in ended.err
     ended = mnist("sweep", *SMALL, "dropout=0,0.1", "--dry-run")
     assert "8 runs = 4 lr (mlp) x 2 dropout" in ended.err
+
+
+def test_finished_runs_are_reused(mnist: Mnist, tmp_path: Path) -> None:
+    assert mnist("train", *SMALL, "lr=1e-2").code == 0
+    assert mnist("train", *SMALL, "lr=1e-2", "dropout=0.5").code == 0
+    alone = RunDirectory(tmp_path / "runs" / "mlp-0001")
+    ended = mnist("sweep", *SMALL, "--lrs", "1e-3,1e-2,1e-1", "--reuse", "--json")
+    assert ended.code == 0, ended.err
+    assert "1 of 3 runs" in ended.err
+    sweep = RunDirectory(tmp_path / "runs" / "mlp-sweep-0001")
+    assert (sweep.trial(1).path / "last.pt").read_bytes() == alone.last.read_bytes()
+    assert sweep.trial(1).metrics() == alone.metrics()
+    assert [run.meta()["runs_in_stack"] for run in sweep.trials()] == [2, 1, 2]
+    assert [run.status() for run in sweep.trials()] == ["finished"] * 3
+    assert mnist("resume", "mlp-sweep-0001", "--epochs", "3").code == 0
+    assert [len(run.metrics()) for run in sweep.trials()] == [3] * 3
+
+
+def test_the_best_is_taken_over_nuisance_settings(mnist: Mnist) -> None:
+    argv = ("--lrs", "1e-6,1e-2", "--grid", "width=8,32", "--nuisance", "lr")
+    ended = mnist("sweep", *SMALL, *argv)
+    assert ended.code == 0
+    table = [line.split() for line in ended.out.splitlines() if "finished" in line]
+    assert len(table) == 2
+    assert not any("1e-06" in row for row in table)

@@ -11,6 +11,7 @@ import pytest
 from mnist_cli.config import Config, load
 from mnist_cli.config.space import Range, parse_space
 from mnist_cli.report import plots
+from mnist_cli.report.search import outcome
 from mnist_cli.runs.run import commit as whole_commit
 from mnist_cli.runs.store import RunDirectory
 from mnist_cli.sweeps.search import rungs
@@ -259,3 +260,36 @@ def test_rungs() -> None:
     assert of(1) == [None]
     assert of(4, pruner="median", min_epochs=2) == [2, 3, None]
     assert of(9, pruner="none") == [None]
+
+
+def test_the_outcome_warns_of_the_edge_and_of_too_few_seeds() -> None:
+    section = {"space": {"optimizer.lr": "log:1e-4:1e-1", "model.dropout": "0..0.5"}}
+    config = Config.model_validate({"search": section})
+
+    def row(rate: float, seed: int, accuracy: float) -> dict[str, Any]:
+        settings = {"optimizer.lr": rate, "model.dropout": 0.25, "train.seed": seed}
+        return {"run": f"{rate}", "status": "finished", **settings} | {
+            "val/loss": 1 - accuracy,
+            "val/acc": accuracy,
+        }
+
+    rows = [row(0.09, 0, 0.92), row(0.09, 1, 0.90), row(0.01, 0, 0.91), row(0.01, 1, 0.90)]
+    summary = {"trials": rows, "best": rows[0]}
+    lines = [line for line in outcome(summary, config) if isinstance(line, str)]
+    (edge,) = [line for line in lines if "warning" in line]
+    assert "lr 0.09" in edge
+    assert "upper" in edge
+    # 2 (1.96 + 0.84)^2 times the mean variance, 1.25e-4, over the squared difference of 0.005.
+    assert [word for line in lines for word in line.split() if word == "79"]
+    rows[:2] = [row(0.02, 0, 0.92), row(0.02, 1, 0.90)]
+    lines = [line for line in outcome({**summary, "best": rows[0]}, config) if type(line) is str]
+    assert not [line for line in lines if "warning" in line]
+
+
+@pytest.mark.pictures
+def test_the_pictures_of_a_search(searched: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    drawn = plots.draw(RunDirectory(searched))
+    kinds = {path.stem.removeprefix("search-") for path in drawn}
+    assert kinds == {"history", "settings", "parallel", "rungs", "importance"}
+    assert all(path.read_bytes()[1:4] == b"PNG" for path in drawn)
