@@ -79,7 +79,7 @@ def search(
     earlier = _extended(root, chosen)
     begin = partial(store.create, root, f"{chosen.name or 'run'}-search")
     open_session = training.open_session
-    with open_session([chosen], lambda: earlier or begin(), tensorboard, as_json) as session:
+    with open_session([chosen], lambda: earlier or begin(), tensorboard, as_json, None) as session:
         from mnist_cli.sweeps import search as searches
 
         if earlier:

@@ -265,7 +265,9 @@ def _start_sweep(
 ) -> None:
     """Makes a sweep in a folder of its own and trains it; `options` are those of `sweep.create`."""
     begin = partial(store.create, root, f"{config.name or 'run'}-{kind}")
-    with open_session([trial.config for trial in trials], begin, tensorboard, as_json, on) as session:
+    with open_session(
+        [trial.config for trial in trials], begin, tensorboard, as_json, on
+    ) as session:
         from mnist_cli.sweeps import sweep as sweeps
 
         sweep = sweeps.create(config, trials, session.folder, **options)

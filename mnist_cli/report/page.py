@@ -128,7 +128,8 @@ class Page:
         best = self._summary.get("best") or {}
         if self._trials:
             yield from map(_shown, tables.ranking(self._summary, self._config.train.select))
-            settings = [dict(trial.config.settings()) for trial in expand(self._config)]
+            trials = expand(self._config) if self._config.sweep else ()
+            settings = [dict(trial.config.settings()) for trial in trials]
         else:
             settings = [dict(self._config.settings())]
             if best:
@@ -249,7 +250,8 @@ class Page:
 
 def repeating(folder: RunDirectory, config: Config, meta: Mapping[str, Any]) -> str:
     """The command that trains the same again."""
-    words = ["mnist", "sweep" if folder.is_sweep else "train", "--config", str(folder.config_path)]
+    command = "search" if config.search else "sweep" if folder.is_sweep else "train"
+    words = ["mnist", command, "--config", str(folder.config_path)]
     if folder.is_sweep and meta.get("test") is False:  # `train --seeds`, which tests nothing
         seeds = ",".join(map(str, config.sweep.get(SEED, ())))
         words = ["mnist", "train", *words[2:], "--seeds", seeds]

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Iterator, Mapping
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from rich.console import RenderableType
@@ -16,7 +15,6 @@ from mnist_cli.report.session import Session
 from mnist_cli.sweeps import stats
 
 if TYPE_CHECKING:
-    from mnist_cli.sweeps.executors import Executor
     from mnist_cli.sweeps.sweep import Sweep
 
 SHOWN = 10  # of the ranking
@@ -39,22 +37,16 @@ def train_search(search: "Sweep", session: Session) -> list[Exception]:
         UsageError: it cannot go on, or its storage cannot be written to.
     """
     from mnist_cli.sweeps import search as searches  # noqa: PLC0415 - after what draws was started
-    from mnist_cli.sweeps.executors import in_process, local_processes  # noqa: PLC0415
     from mnist_cli.sweeps.jobs import Epoch, Failed  # noqa: PLC0415
     from mnist_cli.sweeps.sampling import Sampler  # noqa: PLC0415
     from mnist_cli.sweeps.sweep import recorded, summary  # noqa: PLC0415
-
-    def executor(processes: int) -> "Executor":
-        if processes == 1:
-            return partial(in_process, datasets=datasets)
-        return partial(local_processes, datasets=datasets, processes=processes)
 
     asked, failures = search.config.search, []
     assert asked
     datasets, progress = session.datasets, session.progress
     session.results.print(_header(search))
     sampler = Sampler(search.config)
-    training = searches.train(search, sampler, datasets, executor, progress.print)
+    training = searches.train(search, sampler, datasets, session.executor, progress.print)
     shown = progress.is_terminal and not progress.quiet
     columns = (BarColumn(bar_width=24), TaskProgressColumn(), TimeElapsedColumn())
     bar = Progress(*columns, console=progress, transient=True, disable=not shown)
