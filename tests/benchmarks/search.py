@@ -47,8 +47,7 @@ def timed(*argv: str) -> tuple[float, dict[str, Any]]:
 def peer(trials: int, sampler_seed: int, quick: bool) -> None:
     """Optuna over a plain loop; prints the best accuracy."""
     torch.set_num_threads(1)
-    quick_settings = [word for word in QUICK if "=" in word]
-    base = configs.load("mlp", [*quick_settings, "train.epochs=8"]).config
+    base = configs.load("mlp", [*QUICK[:2] * quick, "train.epochs=8"]).config
     data = load(base.data, CPU, lambda _: None)
     images = data.train.images.float() / 255
     loaders = torch.utils.data.TensorDataset(images, data.train.labels)
