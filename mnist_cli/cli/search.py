@@ -108,7 +108,10 @@ def _extended(root: Path, config: Config) -> store.RunDirectory | None:
     """The newest finished search that is this one but for fewer trials."""
     for folder in reversed(store.all_runs(root)):
         if folder.is_sweep and folder.status() == "finished":
-            had = folder.config()
+            try:
+                had = folder.config()
+            except UsageError:  # another's, which is damaged
+                continue
             if had.search and config.search and had.search.trials < config.search.trials:
                 search = had.search.model_copy(update={"trials": config.search.trials})
                 if had.model_copy(update={"search": search}) == config:

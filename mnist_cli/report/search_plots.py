@@ -1,6 +1,7 @@
 """The pictures of a search, drawn from its folder alone."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 from statistics import fmean
@@ -16,7 +17,26 @@ from mnist_cli.report.tables import axis_name, format_value
 from mnist_cli.runs.store import RunDirectory
 from mnist_cli.sweeps.stats import SeedGroup, rank
 
-Curve = list[float]
+
+@dataclass(frozen=True)
+class _Trials:
+    """The trials of a search that did not diverge, in the order asked for.
+
+    Attributes:
+        title: above every picture.
+        metric: what counts, in words.
+        sign: 1 if the higher is the better, else -1.
+        groups: of each its settings and what became of it.
+        curves: likewise the mean over its seeds of the best so far, after each epoch all have.
+        space: what each setting may be.
+    """
+
+    title: str
+    metric: str
+    sign: int
+    groups: Sequence[SeedGroup]
+    curves: Sequence[list[float]]
+    space: Mapping[str, Space]
 
 
 def draw(folder: RunDirectory, config: Config) -> list[Path]:
@@ -32,66 +52,53 @@ def draw(folder: RunDirectory, config: Config) -> list[Path]:
     if not groups:
         return []
     by_loss = config.train.select == "loss"
-    curves = [_curve(folder, group, by_loss) for group in groups]
-    space = {key: parse_space(given) for key, given in config.search.space.items()}
-    title = f"{folder.name}: {len(groups)} trials"
-    name = "validation loss" if by_loss else "validation accuracy"
-    paths = {
-        kind: folder.plots / f"search-{kind}.png"
-        for kind in ("history", "settings", "parallel", "rungs", "importance")
-    }
-    _history(paths["history"], title, name, groups, curves, by_loss)
-    _settings(paths["settings"], title, name, groups, curves, space)
-    _parallel(paths["parallel"], title, name, groups, curves, space, by_loss)
-    _rungs(paths["rungs"], title, name, groups, curves)
-    if not _importance(paths["importance"], title, groups, curves, space, by_loss):
-        del paths["importance"]
-    return list(paths.values())
+    trials_drawn = _Trials(
+        f"{folder.name}: {len(groups)} trials",
+        "validation loss" if by_loss else "validation accuracy",
+        -1 if by_loss else 1,
+        groups,
+        [_curve(folder, group, by_loss) for group in groups],
+        {key: parse_space(given) for key, given in config.search.space.items()},
+    )
+    drawn = []
+    for picture in (_history, _settings, _parallel, _rungs, _importance):
+        path = folder.plots / f"search{picture.__name__.replace('_', '-')}.png"
+        if picture(path, trials_drawn) is not False:
+            drawn.append(path)
+    return drawn
 
 
-def _curve(folder: RunDirectory, group: SeedGroup, by_loss: bool) -> Curve:
+def _curve(folder: RunDirectory, group: SeedGroup, by_loss: bool) -> list[float]:
     """The mean over a trial's seeds of the best so far, after each epoch that all have."""
     key, best = ("val/loss", min) if by_loss else ("val/acc", max)
     runs = [[r[key] for r in folder.trial(trial).metrics()] for trial in group.trials]  # type: ignore[literal-required]
     return [fmean(epoch) for epoch in zip(*(accumulate(run, best) for run in runs), strict=False)]
 
 
-def _history(
-    path: Path,
-    title: str,
-    name: str,
-    groups: Sequence[SeedGroup],
-    curves: Sequence[Curve],
-    by_loss: bool,
-) -> None:
+def _history(path: Path, trials: _Trials) -> None:
     """What each trial came to in the order asked for, and the best so far of those that ended."""
-    places = np.arange(1, len(groups) + 1)
-    pruned = np.array([group.pruned for group in groups])
-    values = np.array([curve[-1] for curve in curves])
-    with _figure(path, title) as (cell,):
+    places = np.arange(1, len(trials.groups) + 1)
+    pruned = np.array([group.pruned for group in trials.groups])
+    values = np.array([curve[-1] for curve in trials.curves])
+    with _figure(path, trials.title) as (cell,):
         cell.plot(places[pruned], values[pruned], "x", color=TRAIN, label="pruned")
         cell.plot(places[~pruned], values[~pruned], "o", color=VAL, label="finished")
-        best = (np.fmin if by_loss else np.fmax).accumulate(np.where(pruned, np.nan, values))
+        best = (np.fmax if trials.sign > 0 else np.fmin).accumulate(
+            np.where(pruned, np.nan, values)
+        )
         cell.step(places, best, where="post", color=BEST, label="best so far")
-        _label(cell, "trial", name)
+        _label(cell, "trial", trials.metric)
         cell.legend()
 
 
-def _settings(
-    path: Path,
-    title: str,
-    name: str,
-    groups: Sequence[SeedGroup],
-    curves: Sequence[Curve],
-    space: dict[str, Space],
-) -> None:
+def _settings(path: Path, trials: _Trials) -> None:
     """What each trial came to against each setting; crosses were pruned."""
-    with _figure(path, title, columns=len(space)) as cells:
-        for cell, (key, own) in zip(cells, space.items(), strict=True):
+    with _figure(path, trials.title, columns=len(trials.space)) as cells:
+        for cell, (key, own) in zip(cells, trials.space.items(), strict=True):
             for pruned, marker, colour in ((True, "x", TRAIN), (False, "o", VAL)):
                 points = [
                     (group.values[key], curve[-1])
-                    for group, curve in zip(groups, curves, strict=True)
+                    for group, curve in zip(trials.groups, trials.curves, strict=True)
                     if group.pruned == pruned and group.values[key] is not None
                 ]
                 if isinstance(own, Range):
@@ -100,36 +107,28 @@ def _settings(
                 else:
                     words = [(format_value(value), figure) for value, figure in points]
                     cell.plot(*_columns(words), marker, color=colour)
-            _label(cell, axis_name(key), name)
+            _label(cell, axis_name(key), trials.metric)
 
 
 def _columns(points: Sequence[tuple[Any, float]]) -> tuple[list[Any], list[float]]:
     return [x for x, _ in points], [y for _, y in points]
 
 
-def _parallel(
-    path: Path,
-    title: str,
-    name: str,
-    groups: Sequence[SeedGroup],
-    curves: Sequence[Curve],
-    space: dict[str, Space],
-    by_loss: bool,
-) -> None:
+def _parallel(path: Path, trials: _Trials) -> None:
     """A line for each trial through the value of each setting, the better the darker."""
-    order = np.argsort([curve[-1] for curve in curves])[:: -1 if by_loss else 1]
+    order = np.argsort([curve[-1] for curve in trials.curves])[:: trials.sign]
     colours = mpl.colormaps["Blues"](np.linspace(0.15, 1, len(order)))
-    with _figure(path, f"{title}\nthe darker, the better the {name}") as (cell,):
+    with _figure(path, f"{trials.title}\nthe darker, the better the {trials.metric}") as (cell,):
         for colour, index in zip(colours, order, strict=True):
-            values = groups[index].values
-            heights = [_height(values[key], own) for key, own in space.items()]
-            cell.plot(range(len(space)), heights, color=colour, lw=1.2)
-        for place, own in enumerate(space.values()):
+            values = trials.groups[index].values
+            heights = [_height(values[key], own) for key, own in trials.space.items()]
+            cell.plot(range(len(trials.space)), heights, color=colour, lw=1.2)
+        for place, own in enumerate(trials.space.values()):
             ends = own[:2] if isinstance(own, Range) else own
             for end in ends:
                 where = (place, _height(end, own))
                 cell.annotate(format_value(end), where, fontsize=7, color="#333333")
-        cell.set_xticks(range(len(space)), [axis_name(key) for key in space])
+        cell.set_xticks(range(len(trials.space)), [axis_name(key) for key in trials.space])
         cell.set_yticks([])
 
 
@@ -143,36 +142,32 @@ def _height(value: Any, space: Space) -> float:
     return float((at - low) / (high - low))
 
 
-def _rungs(
-    path: Path, title: str, name: str, groups: Sequence[SeedGroup], curves: Sequence[Curve]
-) -> None:
+def _rungs(path: Path, trials: _Trials) -> None:
     """Each trial's best so far, epoch by epoch, to where it was pruned."""
-    with _figure(path, title) as (cell,):
-        for group, curve in sorted(zip(groups, curves, strict=True), key=lambda pair: len(pair[1])):
+    with _figure(path, trials.title) as (cell,):
+        for group, curve in sorted(
+            zip(trials.groups, trials.curves, strict=True), key=lambda pair: len(pair[1])
+        ):
             colour = TRAIN if group.pruned else VAL
             cell.plot(range(1, len(curve) + 1), curve, color=colour, lw=1, marker=".", alpha=0.7)
             if group.pruned:
                 cell.plot([len(curve)], curve[-1:], "x", color=TRAIN)
-        _label(cell, "epoch", f"{name}, best so far")
+        _label(cell, "epoch", f"{trials.metric}, best so far")
 
 
-def _importance(
-    path: Path,
-    title: str,
-    groups: Sequence[SeedGroup],
-    curves: Sequence[Curve],
-    space: dict[str, Space],
-    by_loss: bool,
-) -> bool:
+def _importance(path: Path, trials: _Trials) -> bool:
     """How important each setting is for what trials came to after the epochs that all had."""
     from mnist_cli.sweeps.sampling import importances  # noqa: PLC0415 - an extra
 
-    epochs = min(map(len, curves))
-    values = [(-1 if by_loss else 1) * curve[epochs - 1] for curve in curves]
-    found = importances(space, [group.values for group in groups], values)
+    epochs = min(map(len, trials.curves))
+    values = [trials.sign * curve[epochs - 1] for curve in trials.curves]
+    try:
+        found = importances(trials.space, [group.values for group in trials.groups], values)
+    except ImportError:
+        return False
     if not found:
         return False
-    with _figure(path, f"{title}\nimportance (PED-ANOVA) after epoch {epochs}") as (cell,):
+    with _figure(path, f"{trials.title}\nimportance (PED-ANOVA) after epoch {epochs}") as (cell,):
         names, shares = zip(*reversed(found.items()), strict=True)
         cell.barh([axis_name(key) for key in names], shares, color=VAL)
         _label(cell, "importance", "")

@@ -39,6 +39,9 @@ class Sampler:
 
     Args:
         config: with its search section.
+
+    Attributes:
+        version: Optuna's.
     """
 
     def __init__(self, config: Config) -> None:
@@ -64,6 +67,7 @@ class Sampler:
                 sampler=kind(**options),
                 direction="minimize" if config.train.select == "loss" else "maximize",
             )
+        self.version: str = optuna.__version__
         self._asked: dict[int, optuna.Trial] = {}
 
     def ask(self, count: int) -> list[dict[str, Any]]:

@@ -130,6 +130,9 @@ def train(
     """
     asked = search.config.search
     assert asked
+    begun = search.meta.setdefault("versions", {}).setdefault("optuna", sampler.version)
+    if begun != sampler.version:
+        note(f"note: the search began with optuna {begun}: another may ask for other trials")
     ended: list[Tried] = []
     rounds = 0
     for number, size in enumerate(_batches(search), 1):
