@@ -52,9 +52,10 @@ def search(
     tensorboard: opt.TensorBoard = False,
     as_json: opt.Json = False,
 ) -> None:
-    """Search settings by Optuna: lr=log:1e-4:1e-1 model.dropout=0..0.5 optimizer.name=adam,sgd.
+    """Search settings with Optuna, train its trials as stacks.
 
-    Trials are trained in batches as stacks; at each rung the losers leave theirs. The winner, by
+    What a setting may be is said as lr=log:1e-4:1e-1, model.dropout=0..0.5 or
+    optimizer.name=adam,sgd, or by the config. Trials are trained in batches as stacks; at each rung the losers leave theirs. The winner, by
     its validation figures, is measured on the test images, and once. What is asked of a finished
     search again, with more --trials, goes on with it.
     """

@@ -98,7 +98,7 @@ def rank(trials: Sequence[Mapping[str, Any]], select: str = "acc") -> list[SeedG
             acc=Sample.of([row["val/acc"] for row in rows]) if rows else None,
             loss=Sample.of([row["val/loss"] for row in rows]) if rows else None,
             n_diverged=len(indices) - len(rows),
-            pruned=any(row["status"] == "pruned" for row in rows),
+            pruned=any(row.get("status") == "pruned" for row in rows),
         )
 
     groups = [group(indices) for indices in members.values()]

@@ -28,6 +28,7 @@ def paths(document: Any) -> list[str]:
 COMMANDS = {
     "train": ("train", *SMALL),
     "sweep": SWEPT,
+    "search": ("search", *SMALL, "lr=1e-3..1e-2", "--trials", "2"),
     "sweep --dry-run": (*SWEPT, "--dry-run"),
     "resume": ("resume", "mlp-sweep-0001"),
     "import": ("import", "w.npz", "model={name: logistic}"),
