@@ -55,9 +55,9 @@ def search(
     """Search settings with Optuna, train its trials as stacks.
 
     What a setting may be is said as lr=log:1e-4:1e-1, model.dropout=0..0.5 or
-    optimizer.name=adam,sgd, or by the config. Trials are trained in batches as stacks; at each rung the losers leave theirs. The winner, by
-    its validation figures, is measured on the test images, and once. What is asked of a finished
-    search again, with more --trials, goes on with it.
+    optimizer.name=adam,sgd, or by the config. Trials are trained in batches; at each rung the
+    losers leave their stack. The winner, by its validation figures, is measured on the test images,
+    and once. The same search with more --trials goes on with the finished one.
     """
     given = {"trials": trials, "seeds": seeds, "sampler": sampler, "pruner": pruner}
     flags = opt.given(epochs=epochs, batch_size=batch_size, device=device, name=name)
@@ -68,13 +68,17 @@ def search(
     settings = [text for text in overrides or () if text not in several]
     spaces = [Flag("", None, text) for text in several]
     loaded = configs.load(config, settings, flags, spaces=spaces)
-    chosen = loaded.config.model_copy(update={"sweep": {}, "reference": None})
-    if not chosen.search or not chosen.search.space:
+    section = loaded.config.search
+    # What the command line sets is not searched.
+    space = {k: v for k, v in section.space.items() if k not in loaded.changed} if section else {}
+    if not section or not space:
         raise UsageError(
             "nothing to search: the config has no search.space",
             "say what a setting may be, such as lr=log:1e-4:1e-1 or optimizer.name=adam,sgd",
         )
     require()
+    searched = section.model_copy(update={"space": space})
+    chosen = loaded.config.alone().model_copy(update={"search": searched, "reference": None})
     training.note_choices(loaded)
     root = store.runs_root(runs_dir)
     earlier = _extended(root, chosen)

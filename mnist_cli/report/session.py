@@ -183,7 +183,7 @@ def train_sweep(sweep: "Sweep", session: Session, workers: int | None = None) ->
 
     machines = session.machines(sweep.trials[0].config)
     plan = sweeps.partition(sweep, session.datasets, workers, machines)
-    stacks = tables.counted(len(plan.stacks), "stack")
+    stacks = tables.counted(len(plan.stacks), "stack") or "no stack"
     if session.cluster:
         stacks += " on Ray"
     elif plan.workers > 1:

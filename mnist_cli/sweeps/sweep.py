@@ -160,13 +160,14 @@ def reuse(sweep: Sweep, root: Path, datasets: Datasets, note: Callable[[str], No
         note: takes a sentence about what was taken.
     """
     there: dict[str, RunDirectory] = {}
-    for owner in store.all_runs(root):
-        for folder in (owner.trials() if owner.is_sweep else [owner]) * (owner != sweep.folder):
-            meta = folder.meta()
-            if meta.get("status") == "finished" and meta.get("schema") == documents.SCHEMA:
+    owners = store.all_runs(root)
+    for folder in (run for owner in owners for run in (*owner.trials(), owner)):
+        meta = folder.meta()
+        finished = meta.get("status") == "finished" and not folder.is_sweep
+        if finished and meta.get("schema") == documents.SCHEMA:
+            with suppress(UsageError):  # its config is damaged
                 sha256 = meta.get("data", {}).get("sha256")
-                with suppress(UsageError):
-                    there[_identity(folder.config(), sha256)] = folder
+                there[_identity(folder.config(), sha256)] = folder
     taken, found = 0, list(sweep.runs)
     for index, trained in enumerate(sweep.runs):
         source = there.get(_identity(trained.config, datasets.get(trained.config).sha256))

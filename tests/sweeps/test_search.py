@@ -247,6 +247,19 @@ def test_a_file_says_the_same_as_the_command_line(tmp_path: Path) -> None:
         load(str(path))
 
 
+def test_what_the_command_line_sets_is_not_searched(mnist: Mnist, tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(
+        "data: {name: synthetic, size: 140}\n"
+        "search: {trials: 2, space: {optimizer.lr: log:1e-4:1e-1, model.dropout: 0..0.5}}\n"
+    )
+    rows = mnist("search", "-c", str(path), "lr=1e-3", "--epochs", "1", "--json").json["trials"]
+    assert all("model.dropout" in row and "optimizer.lr" not in row for row in rows)
+    train = mnist("train", "-c", str(path), "--epochs", "1", "--json").json
+    config = RunDirectory(tmp_path / "runs" / train["run"]).config()
+    assert config.search is None
+
+
 def test_rungs() -> None:
     def of(epochs: int, **search: Any) -> list[int | None]:
         section = {"space": {"optimizer.lr": [1e-3, 1e-2]}, **search}
