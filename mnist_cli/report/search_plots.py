@@ -12,7 +12,8 @@ import numpy as np
 
 from mnist_cli.config import Config
 from mnist_cli.config.space import Range, Space, parse_space
-from mnist_cli.report.plots import BEST, TRAIN, VAL, _figure, _label
+from mnist_cli.report.plots import _figure, _label
+from mnist_cli.report.series import BEST, TRAIN, VAL
 from mnist_cli.report.tables import axis_name, format_value
 from mnist_cli.runs.store import RunDirectory
 from mnist_cli.sweeps.stats import SeedGroup, rank

@@ -6,17 +6,11 @@ from typing import Any
 import pytest
 
 from mnist_cli.config import Config
-from mnist_cli.report import plots
 from mnist_cli.runs.store import RunDirectory
 from mnist_cli.sweeps.expand import expand
 from tests.conftest import Mnist
 
 SMALL = ("mlp", "data={name: synthetic, size: 140}", "--epochs", "2")
-
-
-@pytest.fixture(autouse=True)
-def _no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plots, "draw", lambda _: [])
 
 
 def settings(config: dict[str, Any]) -> list[dict[str, Any]]:

@@ -24,11 +24,6 @@ SMALL = (
 )
 
 
-@pytest.fixture(autouse=True)
-def _no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plots, "draw", lambda _: [])
-
-
 def figures(folder: Path) -> dict[str, Any]:
     """All that was measured in a search, without what differs from time to time."""
     runs = RunDirectory(folder).trials()
@@ -47,10 +42,8 @@ def _searched(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from mnist_cli.cli import run_command
 
     folder = tmp_path_factory.mktemp("searched")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plots, "draw", lambda _: [])
-        argv = ("search", *SPACE, *SMALL, "--trials", "8", "--runs-dir", str(folder))
-        assert run_command(argv) == 0
+    argv = ("search", *SPACE, *SMALL, "--trials", "8", "--runs-dir", str(folder))
+    assert run_command(argv) == 0
     return folder / "mlp-search-0001"
 
 
@@ -300,8 +293,7 @@ def test_the_outcome_warns_of_the_edge_and_of_too_few_seeds() -> None:
 
 
 @pytest.mark.pictures
-def test_the_pictures_of_a_search(searched: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.undo()
+def test_the_pictures_of_a_search(searched: Path) -> None:
     drawn = plots.draw(RunDirectory(searched))
     kinds = {path.stem.removeprefix("search-") for path in drawn}
     assert kinds == {"history", "settings", "parallel", "rungs", "importance"}
