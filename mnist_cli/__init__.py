@@ -1,16 +1,16 @@
 """An experiment runner for small image classifiers.
 
-From Python: `import mnist_cli as mnist`, then `mnist.train`, `mnist.sweep` and `mnist.load`, which
-`mnist_cli.api` describes; errors are those of `mnist_cli.errors`.
+From Python: `import mnist_cli as mnist`, then `mnist.train`, `mnist.sweep`, `mnist.search` and
+`mnist.load`, which `mnist_cli.api` describes; errors are those of `mnist_cli.errors`.
 """
 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mnist_cli.api import Run, load, sweep, train
+    from mnist_cli.api import Run, load, search, sweep, train
 
 __version__ = "0.1.0"
-__all__ = ["Run", "__version__", "load", "sweep", "train"]
+__all__ = ["Run", "__version__", "load", "search", "sweep", "train"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""The Python API: what `mnist train` and `mnist sweep` do, called from a script or a notebook.
+"""The Python API: what `mnist train`, `sweep` and `search` do, called from a script or a notebook.
 
 torch is imported by the first function that needs it.
 """
@@ -206,6 +206,58 @@ def sweep(
     return _sweep(loaded.config, loaded, _root(runs_dir), "sweep", quiet, options)
 
 
+def search(
+    config: ConfigSource = "mlp",
+    *,
+    space: Mapping[str, str | Sequence[object]] | None = None,
+    trials: int | None = None,
+    seeds: int | None = None,
+    sampler: str | None = None,
+    pruner: str | None = None,
+    storage: str | None = None,
+    workers: int | None = None,
+    runs_dir: str | Path | None = None,
+    quiet: bool = False,
+    **settings: object,
+) -> Run:
+    """Searches settings with Optuna, trains its trials as stacks, and tests the winner once.
+
+    Args:
+        config: the name of a shipped config, a file, or a dict of sections.
+        space: what settings may be, by key: `"log:1e-4:1e-1"`, `"0..0.5"`, or a list; in addition
+            to `search.space` of the config.
+        trials: how many are tried.
+        seeds: seeds of each.
+        sampler: `tpe`, `random`, `qmc` or `gp`.
+        pruner: `halving`, `median` or `none`.
+        storage: where trials are kept as well, for Optuna's tools.
+        workers: how many processes, if not as many as pay.
+        runs_dir: where runs are kept, if not in `$MNIST_RUNS_DIR` or `runs`.
+        quiet: whether nothing is shown on the way.
+        settings: settings of every run, as in `train`.
+
+    Raises:
+        MnistError: as the command line has it; Optuna is not installed.
+    """
+    from mnist_cli.report.search import train_search
+    from mnist_cli.sweeps.sampling import require
+
+    asked = {"trials": trials, "seeds": seeds, "sampler": sampler, "pruner": pruner}
+    own = {f"search.{key}": value for key, value in asked.items() if value is not None}
+    loaded = _loaded(config, {**settings, **own}, {}, space or {})
+    chosen = configs.searched(loaded)
+    require()
+    begin = partial(store.create, _root(runs_dir), f"{chosen.name or 'run'}-search")
+    with _restored(), _session([chosen], begin, loaded, quiet) as session:
+        from mnist_cli.sweeps import search as searches
+
+        made = searches.begin(chosen, session.folder, storage, workers)
+        failures = train_search(made, session)
+        session.draw()
+        sessions.refuse_failed(made, failures)
+        return Run(session.folder)
+
+
 def _sweep(
     config: Config, loaded: Loaded, root: Path, kind: str, quiet: bool, options: Mapping[str, Any]
 ) -> Run:
@@ -251,7 +303,10 @@ def _root(runs_dir: str | Path | None) -> Path:
 
 
 def _loaded(
-    config: ConfigSource, settings: Mapping[str, object], axes: Mapping[str, object]
+    config: ConfigSource,
+    settings: Mapping[str, object],
+    axes: Mapping[str, object],
+    space: Mapping[str, object] | None = None,
 ) -> Loaded:
     """The config with those settings, read as on a command line."""
     keys = {key: "train.seed" if key == "seed" else key.replace("__", ".") for key in settings}
@@ -260,8 +315,12 @@ def _loaded(
         Flag("--seeds" if isinstance(values, int) else "grid", key, _text(key, values))
         for key, values in axes.items()
     ]
+    spaces = [
+        Flag("space", key, values if isinstance(values, str) else _text(key, values))
+        for key, values in (space or {}).items()
+    ]
     source = str(config) if isinstance(config, Path) else config
-    return configs.load(source, overrides, axes=flags)
+    return configs.load(source, overrides, axes=flags, spaces=spaces)
 
 
 def _text(key: str, value: object) -> str:

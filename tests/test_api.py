@@ -29,7 +29,7 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_these_are_the_public_names_and_importing_them_is_cheap() -> None:
-    assert set(mnist.__all__) == {"Run", "__version__", "load", "sweep", "train"}
+    assert set(mnist.__all__) == {"Run", "__version__", "load", "search", "sweep", "train"}
     assert all(getattr(mnist, name) for name in mnist.__all__)
     with pytest.raises(AttributeError, match="trian"):
         mnist.trian  # noqa: B018
@@ -158,3 +158,15 @@ def test_the_examples_of_the_readme_run(capsys: pytest.CaptureFixture[str]) -> N
     (code,) = re.findall(r"```python\n(.*?)```", section.partition("\n## ")[0], re.DOTALL)
     exec(compile(code, "README.md", "exec"), {})
     assert "optimizer.lr: must be greater than 0" in capsys.readouterr().out
+
+
+def test_a_search_is_that_of_the_command(tmp_path: Path) -> None:
+    pytest.importorskip("optuna")
+    space: dict[str, Any] = {"lr": "log:1e-4:1e-1", "optimizer.name": ["adam", "sgd"]}
+    found = mnist.search("mlp", space=space, trials=4, sampler="random", epochs=1, **SMALL)
+    assert (found.name, found.status, len(found.runs)) == ("mlp-search-0001", "finished", 4)
+    assert {run.config.optimizer.name for run in found.runs} <= {"adam", "sgd"}
+    assert all(1e-4 <= run.config.optimizer.lr <= 1e-1 for run in found.runs)
+    assert "test/acc" in found.summary["best"]
+    with pytest.raises(UsageError, match="nothing to search"):
+        mnist.search("mlp", **SMALL)

@@ -11,7 +11,7 @@ COMMANDS = {
     "validate": "eval --split val",
     "test": "eval --split test",
     "evaluate": "eval",
-    "tune": "sweep",
+    "tune": "search",
     "fit": "train",
 }
 

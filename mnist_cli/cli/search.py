@@ -50,6 +50,7 @@ def search(
     runs_dir: opt.RunsDir = None,
     workers: opt.Workers = None,
     tensorboard: opt.TensorBoard = False,
+    on: opt.On = None,
     as_json: opt.Json = False,
 ) -> None:
     """Search settings with Optuna, train its trials as stacks.
@@ -68,23 +69,14 @@ def search(
     settings = [text for text in overrides or () if text not in several]
     spaces = [Flag("", None, text) for text in several]
     loaded = configs.load(config, settings, flags, spaces=spaces)
-    section = loaded.config.search
-    # What the command line sets is not searched.
-    space = {k: v for k, v in section.space.items() if k not in loaded.changed} if section else {}
-    if not section or not space:
-        raise UsageError(
-            "nothing to search: the config has no search.space",
-            "say what a setting may be, such as lr=log:1e-4:1e-1 or optimizer.name=adam,sgd",
-        )
+    chosen = configs.searched(loaded)
     require()
-    searched = section.model_copy(update={"space": space})
-    chosen = loaded.config.alone().model_copy(update={"search": searched, "reference": None})
     training.note_choices(loaded)
     root = store.runs_root(runs_dir)
     earlier = _extended(root, chosen)
     begin = partial(store.create, root, f"{chosen.name or 'run'}-search")
     open_session = training.open_session
-    with open_session([chosen], lambda: earlier or begin(), tensorboard, as_json, None) as session:
+    with open_session([chosen], lambda: earlier or begin(), tensorboard, as_json, on) as session:
         from mnist_cli.sweeps import search as searches
 
         if earlier:

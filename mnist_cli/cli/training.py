@@ -190,8 +190,6 @@ def resume(
         raise UsageError("--epochs: the trials of a search are compared at the epochs they had")
     if trials and not asked.search:
         raise UsageError(f"--trials: {folder.name} is no search")
-    if asked.search and on:
-        raise UsageError("--on: a search trains on this machine")
     if asked.search:
         require()
     asked = with_added(asked, add or ()) if add else asked

@@ -91,6 +91,23 @@ def load(
     return Loaded(named, origin, _changed(given), tuple(notes), _swept(given))
 
 
+def searched(loaded: Loaded) -> Config:
+    """The config of a search: without a sweep, and without what the command line sets.
+
+    Raises:
+        UsageError: there is nothing to search.
+    """
+    section = loaded.config.search
+    space = {k: v for k, v in section.space.items() if k not in loaded.changed} if section else {}
+    if not section or not space:
+        raise UsageError(
+            "nothing to search: the config has no search.space",
+            "say what a setting may be, such as lr=log:1e-4:1e-1 or optimizer.name=adam,sgd",
+        )
+    search = section.model_copy(update={"space": space})
+    return loaded.config.alone().model_copy(update={"search": search, "reference": None})
+
+
 def load_text(text: str, name: str) -> Config:
     """Reads a config from text, such as the one saved with a run.
 

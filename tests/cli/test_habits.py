@@ -53,7 +53,7 @@ def test_a_list_without_brackets_is_swept(
         ("val", "mnist eval --split val"),
         ("validate x", "mnist eval --split val"),
         ("test", "mnist eval --split test"),
-        ("tune -c cnn", "mnist sweep"),
+        ("tune -c cnn", "mnist search"),
         ("fit", "mnist train"),
         ("train --momentum 0.9", "optimizer.momentum=VALUE"),
         ("train --gpus 2", "--device"),
