@@ -320,6 +320,9 @@ def _find_checkpoint(path: Path, root: Path, as_json: bool) -> Path:
     if not path.is_file():
         with suppress(UsageError):
             run = store.find(root, str(path))
+            if run.meta().get("discarded"):
+                what = f"{run.name}: its checkpoints were not kept (--keep best)"
+                raise CheckpointError(what, f"evaluate the best: {run.owner.name}")
             return run.path / (path.name if path.name in store.CHECKPOINTS else "best.pt")
     if path.exists() or path.is_symlink():
         return path
@@ -341,7 +344,10 @@ def _members(folder: store.RunDirectory, best_setting: bool) -> list[Path]:
         UsageError: none is finished, or checkpoints were not kept.
     """
     runs = list(folder.trials()) if folder.is_sweep else [folder]
-    if best_setting and (trials := folder.summary().get("trials")):
+    if best_setting and folder.is_sweep:
+        if not (trials := folder.summary().get("trials")):
+            what = f"{folder.name} has not been ranked: it is {folder.status()}"
+            raise UsageError(what, f"go on with: mnist resume {screen.run_argument(folder)}")
         runs = [
             runs[index] for index in sorted(rank(trials, folder.config().train.select)[0].trials)
         ]

@@ -39,7 +39,7 @@ def report(
 
     interrupts.listen()
     note = console(stderr=True).print
-    seen: Classified | str = "There are no weights yet."
+    seen: Classified | str = "There are no weights."
     try:
         if folder.best.exists():
             state = checkpoints.load(folder.best)

@@ -190,6 +190,8 @@ def resume(
         raise UsageError("--epochs: the trials of a search are compared at the epochs they had")
     if trials and not asked.search:
         raise UsageError(f"--trials: {folder.name} is no search")
+    if asked.search and add:
+        raise UsageError("--add: a search finds its values itself", "--trials N makes more trials")
     if asked.search:
         require()
     asked = with_added(asked, add or ()) if add else asked

@@ -52,7 +52,8 @@ class Listed:
     def settings(self) -> dict[str, Any]:
         """Its settings by dotted key; of a sweep those of its winner, and the list of its seeds."""
         saved = self.run.saved_config()
-        swept = saved.pop("sweep", None)
+        swept = saved.get("sweep")
+        saved = {section: saved[section] for section in SECTIONS if section in saved}
         best = self.summary.get("best") or {}
         axes = stats.axes(self.summary.get("trials") or ())
         won = {key: best[key] for key in axes if key in best and key != stats.SEED}

@@ -21,10 +21,6 @@ SHOWN = 10  # of the ranking
 
 EDGE = 0.05  # a value so near to the end of its range, as a share of it, may well lie beyond
 
-# Of the two-sided 5 % level and of a power of 80 %: (1.960 + 0.842)^2. J. Cohen, "Statistical Power
-# Analysis for the Behavioral Sciences", 1988, section 2.4.
-POWER = 7.85
-
 
 def train_search(search: "Sweep", session: Session) -> list[Exception]:
     """Trains all trials of a search; returns what failed.
@@ -51,7 +47,6 @@ def train_search(search: "Sweep", session: Session) -> list[Exception]:
     columns = (BarColumn(bar_width=24), TaskProgressColumn(), TimeElapsedColumn())
     bar = Progress(*columns, console=progress, transient=True, disable=not shown)
     task = bar.add_task("", total=asked.trials)
-    batches = math.ceil(asked.trials / asked.batch)
     with bar:
         for event in recorded(search, training, datasets):
             match event:
@@ -63,10 +58,10 @@ def train_search(search: "Sweep", session: Session) -> list[Exception]:
                     failures.append(error)
                     names = ", ".join(run.folder.name for run in runs)
                     progress.print(f"failed: {names}: {in_words(error)}")
-                case searches.Batch(number, trials, pruned):
+                case searches.Batch(number, count, trials, pruned):
                     best = _best(summary(search), search.config)
                     ended = f", {pruned} pruned" if pruned else ""
-                    line = f"batch {number}/{batches}: {trials} trials{ended}; {best}"
+                    line = f"batch {number}/{count}: {trials} trials{ended}; {best}"
                     progress.print(line)
     return failures
 
@@ -132,14 +127,13 @@ def _at_the_edge(best: Mapping[str, Any], config: Config) -> Iterator[str]:
 
 
 def _seeds_needed(ranked: list[stats.SeedGroup], config: Config) -> Iterator[str]:
-    """How many seeds it takes to tell the first two apart: n = 2 (z_a + z_b)^2 sd^2 / d^2."""
+    """How many seeds it takes to tell the first two apart."""
     by_loss = config.train.select == "loss"
     samples = [group.loss if by_loss else group.acc for group in ranked[:2]]
     first, second = (*samples, None)[:2]
     if not first or not second or first.n < 2 or second.n < 2:
         return
-    difference = abs(first.mean - second.mean)
-    variance = (first.sd**2 + second.sd**2) / 2
-    if difference and (needed := math.ceil(2 * POWER * variance / difference**2)) > first.n:
+    gain, sd = abs(first.mean - second.mean), math.hypot(first.sd, second.sd) / math.sqrt(2)
+    if gain and (needed := stats.seeds_to_show(sd, gain)) > first.n:
         about = f"{needed:,}" if needed < 1000 else "over 1,000"
         yield f"the first two differ by less than noise: it takes about {about} seeds to tell"

@@ -239,6 +239,7 @@ def interruption_lines(folder: RunDirectory) -> tuple[str, str]:
     if folder.is_sweep:
         statuses = [trial.meta().get("status") for trial in folder.trials()]
         saved = f"{statuses.count('finished')} of {len(statuses)} runs are finished"
+        saved += f", {pruned} pruned" if (pruned := statuses.count("pruned")) else ""
         saved += ", finished epochs of the others saved"
     else:
         saved = f"{folder.summary().get('epochs', 0)} finished epochs are saved"

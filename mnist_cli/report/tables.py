@@ -210,7 +210,9 @@ def ranking_table(
             "run": members[0]["run"],
         }
         rows.append(row)
-    return table(rows, marked=0 if ranked[0].acc else None)
+    axes = map(axis_name, reversed(ranked[0].values))
+    least = ("run", "took", "status", "runs", "val loss", "95 % interval", *axes)
+    return table(rows, marked=0 if ranked[0].acc else None, least=least)
 
 
 def spread(sample: Sample | None) -> str:
@@ -342,7 +344,11 @@ def experiment(config: Config) -> str:
         "train.epochs": counted(train.epochs, "epoch") or counted(train.steps, "step"),
     }
     space = config.search.space if config.search else {}
-    swept = [f"{counted(len(v), 'value')} of {axis_name(key)}" for key, v in config.sweep.items()]
+    numbers = {
+        key: len(values) + sum(len(added.get(key, ())) for added in config.added)
+        for key, values in config.sweep.items()
+    }
+    swept = [f"{counted(n, 'value')} of {axis_name(key)}" for key, n in numbers.items()]
     swept += [f"{axis_name(key)} {_searched(given)}" for key, given in space.items()]
     for key in (*config.sweep, *space):  # what it is, with its section, or any of its settings
         for text in list(texts):
@@ -468,15 +474,15 @@ def evaluations(documents: Sequence[Record]) -> Table:
 
 def seeds_needed(accuracies: Sequence[float], gain: float = 0.001) -> str:
     """What the spread of accuracies over seeds says of differences: how many seeds show one."""
-    seeds = stats.seeds_to_show(accuracies, gain)
+    seeds = stats.seeds_to_show(stdev(accuracies), gain)
     return f"a gain of {100 * gain:g} points needs {seeds:,} seeds to show"
 
 
 def over_seeds(split: str, accuracies: Sequence[float]) -> str:
     """The mean accuracy over seeds, its spread, and where the mean lies."""
     sample = Sample.of(accuracies)
-    where = f"95 % interval of the mean {interval(sample)}" if sample.n >= stats.MIN_SEEDS else ""
-    about = where or f"too few seeds to judge ({sample.n})"
+    enough = sample.n >= stats.MIN_SEEDS
+    about = f"95 % interval of the mean {interval(sample)}" if enough else "too few seeds to judge"
     return f"{split} accuracy over {counted(sample.n, 'seed')}: {spread(sample)} ({about})"
 
 

@@ -43,11 +43,13 @@ class Batch:
 
     Attributes:
         number: which, from 1.
-        trials: how many.
+        count: how many there will be, if no budget ends the search.
+        trials: how many it has.
         pruned: how many of them ended early.
     """
 
     number: int
+    count: int
     trials: int
     pruned: int
 
@@ -159,7 +161,9 @@ def train(
             sampler.save(storage, search.folder.name)
         ended += batch
         statuses = [search.runs[tried.runs[0]].status for tried in batch]
-        yield Batch(number, size, statuses.count("pruned"))
+        left = asked.trials - sum(search.meta["batches"])
+        count = len(search.meta["batches"]) - (-left // asked.batch)
+        yield Batch(number, count, size, statuses.count("pruned"))
 
 
 def figures(search: Sweep, tried: Tried) -> list[float]:

@@ -183,21 +183,21 @@ def welch_p(a: Sample, b: Sample) -> float:
     return t_two_sided(abs(a.mean - b.mean) / math.sqrt(va + vb), df)
 
 
-def seeds_to_show(values: Sequence[float], gain: float) -> int:
+def seeds_to_show(sd: float, gain: float) -> int:
     """How many seeds with, and as many without, show that a change raises the mean so much.
 
     That is, a two-sided test at 5 % finds it in 80 % of such experiments:
-    n = 2 ((z_0.975 + z_0.8) s / d)^2, where s is the standard deviation over seeds and d the gain.
+    n = 2 ((z_0.975 + z_0.8) s / d)^2, where s is sd and d the gain.
     Source: R. Lehr, "Sixteen S-squared over D-squared: a relation for crude sample size
     estimates", Statistics in Medicine 11, 1992. For few seeds it is a little too few, as it takes
     the normal distribution for Student's t.
 
     Args:
-        values: measured with several seeds, at least two, the same setting for all.
-        gain: the difference of means, in the values' unit; above 0.
+        sd: the standard deviation over seeds.
+        gain: the difference of means, in the same unit; above 0.
     """
     z = NormalDist().inv_cdf(1 - ALPHA / 2) + NormalDist().inv_cdf(POWER)
-    return max(MIN_SEEDS, math.ceil(2 * (z * stdev(values) / gain) ** 2))
+    return max(MIN_SEEDS, math.ceil(2 * (z * sd / gain) ** 2))
 
 
 @cache

@@ -1,6 +1,7 @@
 """Statistics over seeds, against figures worked out by hand, published tables and simulation."""
 
 import math
+from statistics import stdev
 
 import numpy as np
 import pytest
@@ -120,7 +121,7 @@ def test_equal_accuracies_are_ranked_by_loss_and_select_loss_by_loss_alone() -> 
 def test_so_many_seeds_find_the_gain_in_four_of_five_experiments() -> None:
     """By simulation; and by the rule of thumb of the source, 16 s^2 / d^2."""
     values = [0.0, 0.001, 0.002, 0.003]
-    seeds = seeds_to_show(values, 0.001)
+    seeds = seeds_to_show(stdev(values), 0.001)
     assert seeds == pytest.approx(16 * Sample.of(values).sd ** 2 / 0.001**2, rel=0.05)
     draws = np.random.default_rng(0).normal(0, Sample.of(values).sd, (2, 2000, seeds))
     found = [
@@ -128,4 +129,4 @@ def test_so_many_seeds_find_the_gain_in_four_of_five_experiments() -> None:
         for a, b in zip(draws[0], draws[1] + 0.001, strict=True)
     ]
     assert np.mean(found) == pytest.approx(0.8, abs=0.04)
-    assert seeds_to_show(values, 0.1) == 3
+    assert seeds_to_show(stdev(values), 0.1) == 3
