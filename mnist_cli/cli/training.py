@@ -180,21 +180,7 @@ def resume(
         another = shlex.join(["mnist", "train", "--config", str(folder.config_path), *changes])
         message = f"a run goes on as it began: {changes[0]} cannot be changed"
         raise UsageError(message, f"start another: {another}")
-    owner = store.RunDirectory(folder.path.resolve()).owner
-    if owner.path != folder.path.resolve() and owner.is_sweep:
-        raise UsageError(
-            f"{folder.name} goes on with its sweep", f"go on with: {sessions.resume_command(owner)}"
-        )
-    asked = folder.config()
-    if asked.search and epochs:
-        raise UsageError("--epochs: the trials of a search are compared at the epochs they had")
-    if trials and not asked.search:
-        raise UsageError(f"--trials: {folder.name} is no search")
-    if asked.search and add:
-        raise UsageError("--add: a search finds its values itself", "--trials N makes more trials")
-    if asked.search:
-        require()
-    asked = with_added(asked, add or ()) if add else asked
+    asked = _asked(folder, epochs, add, trials)
     note = screen.console(stderr=True).print
     with open_session([], lambda: folder, tensorboard, as_json, on) as session:
         from mnist_cli.runs import resume as resuming
@@ -228,6 +214,31 @@ def resume(
                 return
             ended = f"is {one.status}: {len(one.records)} epochs"
         screen.print_result(as_json, folder.summary(), f"{folder.name} {ended}")
+
+
+def _asked(
+    folder: store.RunDirectory, epochs: int | None, add: Sequence[str] | None, trials: int | None
+) -> Config:
+    """The config of what is to go on, with further values of a sweep.
+
+    Raises:
+        UsageError: it does not go on by itself, or not so.
+    """
+    owner = store.RunDirectory(folder.path.resolve()).owner
+    if owner.path != folder.path.resolve() and owner.is_sweep:
+        raise UsageError(
+            f"{folder.name} goes on with its sweep", f"go on with: {sessions.resume_command(owner)}"
+        )
+    asked = folder.config()
+    if asked.search and epochs:
+        raise UsageError("--epochs: the trials of a search are compared at the epochs they had")
+    if trials and not asked.search:
+        raise UsageError(f"--trials: {folder.name} is no search")
+    if asked.search and add:
+        raise UsageError("--add: a search finds its values itself", "--trials N makes more trials")
+    if asked.search:
+        require()
+    return with_added(asked, add) if add else asked
 
 
 @contextmanager
