@@ -1,6 +1,7 @@
 """Whatever a network makes of its messages, a task's runs are those of this process."""
 
 import random
+import sys
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
@@ -13,6 +14,7 @@ from mnist_cli.sweeps import remote
 from mnist_cli.sweeps.executors import in_process
 from mnist_cli.sweeps.jobs import Epoch, Failed, StackJob
 from mnist_cli.sweeps.remote import Key, Lost, messages, remote_tasks
+from tests.conftest import Mnist
 from tests.sweeps.trained import Trained, config
 
 Fate = Callable[[random.Random, list[bytes | Lost]], None]
@@ -133,3 +135,12 @@ def test_tasks_end_with_whoever_waits_for_them(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         Trained(config(), tmp_path, executor, stop)
     assert sorted(network.cancelled) == [Key(0, 0), Key(1, 0)]
+
+
+def test_what_is_not_there_is_refused(mnist: Mnist, monkeypatch: pytest.MonkeyPatch) -> None:
+    argv = "train", "data={name: synthetic, size: 140}", "--on"
+    nowhere = mnist(*argv, "slurm")
+    assert (nowhere.code, "ray://HOST:PORT" in nowhere.err) == (2, True)
+    monkeypatch.setitem(sys.modules, "ray", None)
+    missing = mnist(*argv, "ray")
+    assert (missing.code, "pip install 'mnist-cli[ray]'" in missing.err) == (2, True)

@@ -87,7 +87,9 @@ def test_a_pruned_trial_measured_what_it_would_have_alone(
             assert record == pytest.approx(other, rel=1e-9)
 
 
-@pytest.mark.parametrize("epoch", [1, 5, 9, 14, 19])
+@pytest.mark.parametrize(
+    "epoch", [5, 14, *(pytest.param(epoch, marks=pytest.mark.slow) for epoch in (1, 9, 19))]
+)
 def test_a_killed_search_comes_to_the_same(
     epoch: int, searched: Path, mnist: Mnist, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -131,6 +133,7 @@ def test_more_trials_are_those_of_a_larger_search(how: str, searched: Path, mnis
     assert "8" in fewer.err
 
 
+@pytest.mark.slow
 def test_the_number_of_processes_changes_nothing(
     searched: Path, tmp_path: Path, mnist: Mnist, forked_alone: None
 ) -> None:
@@ -140,7 +143,9 @@ def test_the_number_of_processes_changes_nothing(
     assert figures(other / "mlp-search-0001") == figures(searched)
 
 
-@pytest.mark.parametrize("sampler", ["random", "qmc", "gp"])
+@pytest.mark.parametrize(
+    "sampler", ["random", *(pytest.param(name, marks=pytest.mark.slow) for name in ("qmc", "gp"))]
+)
 def test_samplers(sampler: str, mnist: Mnist) -> None:
     for _ in range(2):
         argv = ("--sampler", sampler, "--seeds", "1", "--pruner", "none", "--trials", "6", "--json")
