@@ -110,7 +110,7 @@ def reopen(
         raise UsageError("this sweep tries several epochs, so --epochs cannot extend it")
     if epochs is not None and meta.get("keep") == "best":
         raise UsageError("this sweep kept its best checkpoints only: --epochs cannot extend it")
-    had_all = asked
+    saved = asked
     if len(added) > len(asked.added):
         asked = asked.model_copy(update={"added": tuple(added)})
     config, trials = resume.extended(asked, epochs), expand(asked)
@@ -120,7 +120,7 @@ def reopen(
         if trial.index in there:
             before = folder.trial(trial.index).config()
             resume.refuse_other(trial.config, before, meta.get("epochs"), folder.config_path)
-    if config != had_all:  # first: from here on every run goes that far, and there are so many
+    if config != saved:  # first: from here on every run goes that far, and there are so many
         if epochs is not None:
             meta["epochs"] = epochs
         folder.write_meta(meta)
@@ -163,8 +163,8 @@ def reuse(sweep: Sweep, root: Path, datasets: Datasets, note: Callable[[str], No
     owners = store.all_runs(root)
     for folder in (run for owner in owners for run in (*owner.trials(), owner)):
         meta = folder.meta()
-        finished = meta.get("status") == "finished" and not folder.is_sweep
-        if finished and meta.get("schema") == documents.SCHEMA:
+        whole = meta.get("status") == "finished" and not meta.get("discarded")
+        if whole and not folder.is_sweep and meta.get("schema") == documents.SCHEMA:
             with suppress(UsageError):  # its config is damaged
                 sha256 = meta.get("data", {}).get("sha256")
                 there[_identity(folder.config(), sha256)] = folder

@@ -96,6 +96,16 @@ def test_finished_runs_are_reused(mnist: Mnist, tmp_path: Path) -> None:
     assert [len(run.metrics()) for run in sweep.trials()] == [3] * 3
 
 
+def test_runs_whose_checkpoints_were_not_kept_are_not_reused(mnist: Mnist, tmp_path: Path) -> None:
+    argv = ("train", *SMALL, "--seeds", "3")
+    assert mnist(*argv, "--keep", "best").code == 0
+    ended = mnist("sweep", *SMALL, "--lrs", "1e-3", "--seeds", "3", "--reuse")
+    assert ended.code == 0, ended.err
+    assert "1 of 3 runs" in ended.err
+    sweep = RunDirectory(tmp_path / "runs" / "mlp-sweep-0001")
+    assert all(run.best.exists() for run in sweep.trials())
+
+
 def test_the_best_is_taken_over_nuisance_settings(mnist: Mnist) -> None:
     argv = ("--lrs", "1e-6,1e-2", "--grid", "width=8,32", "--nuisance", "lr")
     ended = mnist("sweep", *SMALL, *argv)
