@@ -14,7 +14,6 @@ import torch
 
 import mnist_cli as mnist
 from mnist_cli.errors import CheckpointError, RunError, UsageError
-from mnist_cli.report import plots
 from mnist_cli.runs import checkpoint as checkpoints
 from mnist_cli.runs.run import commit
 
@@ -25,7 +24,6 @@ SMALL: dict[str, Any] = {"data": {"name": "synthetic", "size": 140}, "quiet": Tr
 @pytest.fixture(autouse=True)
 def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(plots, "draw", lambda _: [])
 
 
 def test_these_are_the_public_names_and_importing_them_is_cheap() -> None:

@@ -75,8 +75,8 @@ def search(
     root = store.runs_root(runs_dir)
     earlier = _extended(root, chosen)
     begin = partial(store.create, root, f"{chosen.name or 'run'}-search")
-    open_session = training.open_session
-    with open_session([chosen], lambda: earlier or begin(), tensorboard, as_json, on) as session:
+    mode = training.Mode(as_json, tensorboard, on)
+    with training.open_session([chosen], lambda: earlier or begin(), mode) as session:
         from mnist_cli.sweeps import search as searches
 
         if earlier:

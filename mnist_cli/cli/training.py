@@ -3,8 +3,9 @@
 import json
 import shlex
 import sys
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -62,13 +63,13 @@ def train(
     swept = {"train.seed": loaded.config.sweep["train.seed"]} if axes else {}
     chosen = loaded.config.alone(swept)
     note_choices(loaded)
-    root = store.runs_root(runs_dir)
+    root, mode = store.runs_root(runs_dir), Mode(as_json, tensorboard, on)
     if swept:
         options = {"fuse": fuse == "on", "workers": workers, "keep": keep, "test": False}
-        _start_sweep(chosen, expand(chosen), root, "seeds", options, tensorboard, as_json, on)
+        _start_sweep(chosen, expand(chosen), root, "seeds", options, mode)
         return
     begin = partial(store.create, root, chosen.name or "run")
-    with open_session([chosen], begin, tensorboard, as_json, on) as session:
+    with open_session([chosen], begin, mode) as session:
         from mnist_cli.runs import run as runs
 
         _train_run(runs.create(chosen, session.folder), session, as_json)
@@ -131,22 +132,24 @@ def sweep(
         flags.append(Flag("--zip", "zip", json.dumps(keys)))
     loaded = configs.load(config, settings, flags, axes)
     fixed = {key: value for key, value in loaded.config.settings() if key in loaded.changed}
-    axes_of = {
-        key: (fixed.get(key),) if key in fixed else v for key, v in loaded.config.sweep.items()
-    }
-    swept = loaded.config.model_copy(update={"sweep": axes_of, "search": None})
+    single = {key: (fixed[key],) for key in loaded.config.sweep if key in fixed}
+    swept = loaded.config.model_copy(
+        update={"sweep": {**loaded.config.sweep, **single}, "search": None}
+    )
     note_choices(loaded)
+    from mnist_cli.report.tables import axes_line
+
     trials = expand(swept)
     given = {*loaded.swept, *fixed}
-    screen.console(stderr=True).print(_axes_line(swept, len(trials), loaded.origin, given))
+    screen.console(stderr=True).print(axes_line(swept, len(trials), loaded.origin, given))
     if dry_run:
         show = screen.console(stderr=True).print
         own_models.prepare((trial.config for trial in trials), show)
         _show_plan(trials, as_json)
         return
     options = {"fuse": fuse == "on", "workers": workers, "keep": keep, "test": True}
-    root = store.runs_root(runs_dir)
-    _start_sweep(swept, trials, root, "sweep", options, tensorboard, as_json, on, reuse=reuse)
+    root, mode = store.runs_root(runs_dir), Mode(as_json, tensorboard, on)
+    _start_sweep(swept, trials, root, "sweep", options, mode, reuse=reuse)
 
 
 def resume(
@@ -182,7 +185,7 @@ def resume(
         raise UsageError(message, f"start another: {another}")
     asked = _asked(folder, epochs, add, trials)
     note = screen.console(stderr=True).print
-    with open_session([], lambda: folder, tensorboard, as_json, on) as session:
+    with open_session([], lambda: folder, Mode(as_json, tensorboard, on)) as session:
         from mnist_cli.runs import resume as resuming
         from mnist_cli.sweeps import sweep as sweeps
 
@@ -238,16 +241,27 @@ def _asked(
         raise UsageError("--add: a search finds its values itself", "--trials N makes more trials")
     if asked.search:
         require()
-    return with_added(asked, add) if add else asked
+    return configs.with_added(asked, add) if add else asked
+
+
+@dataclass(frozen=True)
+class Mode:
+    """How a command trains, whatever it trains.
+
+    Attributes:
+        as_json: whether programs read stdout.
+        tensorboard: whether every run gets files for TensorBoard.
+        on: a Ray cluster to train on, if not on this machine.
+    """
+
+    as_json: bool
+    tensorboard: bool
+    on: str | None
 
 
 @contextmanager
 def open_session(
-    configs: Sequence[Config],
-    begin: Callable[[], store.RunDirectory],
-    tensorboard: bool,
-    as_json: bool,
-    on: str | None,
+    configs: Sequence[Config], begin: Callable[[], store.RunDirectory], mode: Mode
 ) -> Iterator[Session]:
     """A `session` of a command; if it is interrupted, it says so, and how to go on."""
 
@@ -257,9 +271,9 @@ def open_session(
         code = interruption.code if isinstance(interruption, Terminated) else 130
         raise SystemExit(code) from None
 
-    results, progress = screen.human_console(as_json), screen.console(stderr=True)
+    results, progress = screen.human_console(mode.as_json), screen.console(stderr=True)
     with sessions.session(
-        configs, begin, results, progress, interrupted, tensorboard=tensorboard, on=on
+        configs, begin, results, progress, interrupted, tensorboard=mode.tensorboard, on=mode.on
     ) as session:
         yield session
 
@@ -270,23 +284,19 @@ def _start_sweep(
     root: Path,
     kind: str,
     options: Mapping[str, Any],
-    tensorboard: bool,
-    as_json: bool,
-    on: str | None,
+    mode: Mode,
     *,
     reuse: bool = False,
 ) -> None:
     """Makes a sweep in a folder of its own and trains it; `options` are those of `sweep.create`."""
     begin = partial(store.create, root, f"{config.name or 'run'}-{kind}")
-    with open_session(
-        [trial.config for trial in trials], begin, tensorboard, as_json, on
-    ) as session:
+    with open_session([trial.config for trial in trials], begin, mode) as session:
         from mnist_cli.sweeps import sweep as sweeps
 
         sweep = sweeps.create(config, trials, session.folder, **options)
         if reuse:
             sweeps.reuse(sweep, root, session.datasets, session.progress.print)
-        _train_sweep(sweep, session, as_json)
+        _train_sweep(sweep, session, mode.as_json)
 
 
 def _train_run(run: "Run", session: Session, as_json: bool) -> None:
@@ -352,48 +362,6 @@ def _show_plan(trials: Sequence[Trial], as_json: bool) -> None:
     rows = [{"stack": stack_of[trial.index], **trial.settings} for trial in trials]
     document = {"runs": rows, "separated_by": keys}
     screen.print_result(as_json, document, counts, tables.plan_table(rows))
-
-
-def _axes_line(config: Config, runs: int, origin: str, given: Container[str]) -> str:
-    """How many runs there are, and where each axis comes from: `12 runs = 4 lr (mlp) x 3 dropout`.
-
-    Args:
-        config: of the sweep.
-        runs: how many.
-        origin: the file or preset.
-        given: the axes that are from the command line.
-    """
-    from mnist_cli.report.tables import axis_name
-
-    together = {key: keys for keys in config.zip for key in keys}
-    names = [
-        f"{len(config.sweep[keys[0]])} "
-        + "+".join(axis_name(key) + ("" if key in given else f" ({origin})") for key in keys)
-        for keys in dict.fromkeys(together.get(key, (key,)) for key in config.sweep)
-    ]
-    return f"{runs} run{'s' * (runs != 1)} = {' x '.join(names)}"
-
-
-def with_added(config: Config, add: Sequence[str]) -> Config:
-    """A sweep's config with further values of settings that it sweeps.
-
-    Raises:
-        UsageError: they are not swept, or are swept over these values already.
-    """
-    axes = [Flag("--add", None, text) for text in add]
-    found = configs.load(config.alone().resolved(), axes=axes).config.sweep
-    had = {key: [*config.sweep.get(key, ())] for key in found}
-    for added in config.added:
-        for key in had:
-            had[key] += added.get(key, ())
-    new = {key: tuple(v for v in found[key] if v not in had[key]) for key in found}
-    for key in found:
-        if key not in config.sweep:
-            swept = ", ".join(config.sweep) or "nothing"
-            raise UsageError(f"--add {key}: this sweep is not over it, but over {swept}")
-        if not new[key]:
-            raise UsageError(f"--add {key}: it is swept over all of these values already")
-    return config.model_copy(update={"added": (*config.added, new)})
 
 
 def note_choices(loaded: configs.Loaded) -> None:

@@ -2,7 +2,7 @@
 
 from mnist_cli.config.command_line import Flag, full_key, gives_values
 from mnist_cli.config.document import ConfigError
-from mnist_cli.config.load import Loaded, load, load_saved, load_text, searched
+from mnist_cli.config.load import Loaded, load, load_saved, load_text, searched, with_added
 from mnist_cli.config.schema import (
     SECTIONS,
     AugmentConfig,
@@ -35,5 +35,6 @@ __all__ = [
     "load_text",
     "read_dumped",
     "searched",
+    "with_added",
     "with_settings",
 ]

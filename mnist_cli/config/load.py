@@ -108,6 +108,28 @@ def searched(loaded: Loaded) -> Config:
     return loaded.config.alone().model_copy(update={"search": search, "reference": None})
 
 
+def with_added(config: Config, add: Sequence[str]) -> Config:
+    """A sweep's config with further values of settings that it sweeps.
+
+    Raises:
+        UsageError: they are not swept, or are swept over these values already.
+    """
+    axes = [Flag("--add", None, text) for text in add]
+    found = load(config.alone().resolved(), axes=axes).config.sweep
+    had = {key: [*config.sweep.get(key, ())] for key in found}
+    for added in config.added:
+        for key in had:
+            had[key] += added.get(key, ())
+    new = {key: tuple(v for v in found[key] if v not in had[key]) for key in found}
+    for key in found:
+        if key not in config.sweep:
+            swept = ", ".join(config.sweep) or "nothing"
+            raise UsageError(f"--add {key}: this sweep is not over it, but over {swept}")
+        if not new[key]:
+            raise UsageError(f"--add {key}: it is swept over all of these values already")
+    return config.model_copy(update={"added": (*config.added, new)})
+
+
 def load_text(text: str, name: str) -> Config:
     """Reads a config from text, such as the one saved with a run.
 

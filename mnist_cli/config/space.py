@@ -1,5 +1,6 @@
 """The values that a search may give to a setting: `1e-4..1e-1`, `log:1e-4:1e-1`, or a list."""
 
+import math
 import re
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -16,6 +17,13 @@ class Range(NamedTuple):
     low: float
     high: float
     log: bool
+
+    def share(self, value: float) -> float:
+        """Where a value lies in it, from 0 to 1; on a log scale, if it has one."""
+        low, high, at = self.low, self.high, value
+        if self.log:
+            low, high, at = map(math.log, (low, high, at))
+        return (at - low) / (high - low)
 
     def __str__(self) -> str:
         return f"{'log' if self.log else 'lin'}:{self.low!r}:{self.high!r}"

@@ -24,8 +24,7 @@ from torch import Tensor, nn
 from mnist_cli.config.own_model import HINT, read
 from mnist_cli.config.schema import FileModel
 from mnist_cli.errors import UsageError, in_words
-
-Shape = tuple[int, int, int]  # (channels, height, width) of one image
+from mnist_cli.models.shapes import Shape
 
 
 def allow(model: FileModel) -> None:

@@ -98,7 +98,7 @@ def draw(folder: RunDirectory) -> list[Path]:
     _curves(drawn[0], title, SWEPT, lines, key)
     for axis in ranked[0].values:
         drawn.append(folder.plots / f"accuracy-{axis}.png")
-        with _figure(drawn[-1], title) as (cell,):
+        with new_figure(drawn[-1], title) as (cell,):
             _accuracy_against(cell, axis, groups, ranked[0], runs)
     for (down, across), grid in series.grids(groups).items():
         drawn.append(folder.plots / f"accuracy-{down}-{across}.png")
@@ -149,7 +149,7 @@ def image_grid(
     """
     columns = min(len(labels), columns)
     rows = math.ceil(len(labels) / columns)
-    with _figure(path, title, rows, columns, (1.4 * columns + 0.3, 1.7 * rows + 0.5)) as cells:
+    with new_figure(path, title, rows, columns, (1.4 * columns + 0.3, 1.7 * rows + 0.5)) as cells:
         for cell in cells:
             cell.set_axis_off()
         for cell, image, label in zip(cells, images, labels, strict=False):
@@ -160,7 +160,7 @@ def image_grid(
 
 def reliability(path: Path, title: str, measured: "Calibration") -> None:
     """Draws how often predictions are right against how confident they are."""
-    with _figure(path, title, size=(5.2, 5.0)) as (cell,):
+    with new_figure(path, title, size=(5.2, 5.0)) as (cell,):
         cell.plot([0, 1], [0, 1], ":", color=TRAIN, label="as often right as confident")
         sets = {
             f"as it is, ECE {percent(measured.ece)}": (BEST, measured.bins),
@@ -174,7 +174,7 @@ def reliability(path: Path, title: str, measured: "Calibration") -> None:
             cell.plot(*places, color=colour, lw=1, label=label)
             cell.scatter(*places, s=sizes, color=colour)
         cell.set(xlim=(0, 1.02), ylim=(-0.02, 1.02))
-        _label(cell, "confidence", "accuracy")
+        label_axes(cell, "confidence", "accuracy")
         cell.legend(title="points by number of images", title_fontsize=8, fontsize=8)
 
 
@@ -225,7 +225,7 @@ def seed_distribution(path: Path, title: str, accuracies: Sequence[float], n_ima
     images = max(1, round(width * n_images))
     edges = np.arange(math.floor(low * n_images), high * n_images + images + 1, images) - 0.5
     expected = len(found) * np.diff(np.interp(edges, np.arange(-1, n_images + 1) + 0.5, by_chance))
-    with _figure(path, title) as (cell,):
+    with new_figure(path, title) as (cell,):
         label = (
             f"{counted(len(found), 'seed')}: {percent(measured.mean)}, sd {percent(measured.sd)}"
         )
@@ -236,7 +236,7 @@ def seed_distribution(path: Path, title: str, accuracies: Sequence[float], n_ima
         cell.xaxis.set_major_formatter(PercentFormatter(xmax=1))
         cell.yaxis.set_major_locator(MaxNLocator(integer=True))
         lost = len(found) - len(inside)
-        _label(cell, f"accuracy ({lost} off axis)" if lost else "accuracy", "seeds")
+        label_axes(cell, f"accuracy ({lost} off axis)" if lost else "accuracy", "seeds")
         _legend([cell], title=seeds_needed(accuracies))
 
 
@@ -244,7 +244,7 @@ def _confusion(path: Path, title: str, seen: "Classified") -> None:
     """How often each true class (rows) was taken for each class (columns)."""
     shares, names = series.recalls(seen)
     size = min(max(0.55 * len(names), 2.5), 12.0) + 2.0
-    with _figure(path, title, size=(size + 0.8, size)) as (cell,):
+    with new_figure(path, title, size=(size + 0.8, size)) as (cell,):
         # Mistakes are few: on a scale of roots they can be seen beside the diagonal.
         drawn = cell.imshow(np.sqrt(shares), cmap="Blues", vmin=0, vmax=1)
         bar = cell.figure.colorbar(drawn, ax=cell, shrink=0.6, label="share of the true class")
@@ -254,7 +254,7 @@ def _confusion(path: Path, title: str, seen: "Classified") -> None:
         )
         texts = [[str(count or "") for count in row] for row in seen.counts.tolist()]
         _label_cells(cell, texts, shares > 0.4, seen.classes, names)
-        _label(cell, "prediction", "truth, recall")
+        label_axes(cell, "prediction", "truth, recall")
 
 
 def _grid(path: Path, title: str, y: str, x: str, grid: Grid) -> None:
@@ -264,7 +264,7 @@ def _grid(path: Path, title: str, y: str, x: str, grid: Grid) -> None:
         max(5.0, min(0.75 * len(grid.columns), 12) + 2),
         max(3.0, min(0.4 * len(grid.rows), 9) + 2),
     )
-    with _figure(path, title, size=size) as (cell,):
+    with new_figure(path, title, size=size) as (cell,):
         colours = LinearSegmentedColormap.from_list("ordered", ORDERED)
         drawn = cell.imshow(accuracies, cmap=colours, vmin=grid.low, vmax=grid.high, aspect="auto")
         form = PercentFormatter(xmax=1)
@@ -272,7 +272,7 @@ def _grid(path: Path, title: str, y: str, x: str, grid: Grid) -> None:
         dark = accuracies < (grid.low + grid.high) / 2
         texts = [[percent(each, 1)[:-2] for each in row] for row in grid.cells]
         _label_cells(cell, texts, dark, grid.columns, grid.rows)
-        _label(cell, x, y)
+        label_axes(cell, x, y)
 
 
 def _label_cells(
@@ -311,7 +311,7 @@ def _curves(
     best_epoch: int | None = None,
 ) -> None:
     """Metrics over the epochs, each in a panel with a name."""
-    with _figure(path, title, columns=len(panels)) as cells:
+    with new_figure(path, title, columns=len(panels)) as cells:
         drawn: list[Line] = []
         for cell, (metric, name) in zip(cells, panels.items(), strict=True):
             lines: list[Line] = []
@@ -325,7 +325,7 @@ def _curves(
             shown = _lines(cell, lines, name, is_accuracy=metric.endswith("acc"))
             if best_epoch:
                 cell.axvline(best_epoch, color=BEST, ls=":", label=f"best (epoch {best_epoch})")
-            _label(cell, "epoch", shown)
+            label_axes(cell, "epoch", shown)
             drawn += lines
         _legend(cells, drawn, key)
 
@@ -363,12 +363,12 @@ def _accuracy_against(
     if diverged := [place(group.values[axis]) for group in groups if group.n_diverged]:
         floor = [cell.get_ylim()[0]] * len(diverged)
         cell.plot(diverged, floor, "x", color=BEST, clip_on=False, label="diverged")
-    _label(cell, axis_name(axis), shown)
+    label_axes(cell, axis_name(axis), shown)
     _legend([cell], lines, key)
 
 
 @contextmanager
-def _figure(
+def new_figure(
     path: Path,
     title: str,
     rows: int = 1,
@@ -490,7 +490,8 @@ def _binomial(n: int, share: float) -> np.ndarray:
     return np.concatenate([[0.0], np.cumsum(np.exp(logs))])
 
 
-def _label(cell: Axes, x: str, y: str) -> None:
+def label_axes(cell: Axes, x: str, y: str) -> None:
+    """Names the axes of a cell."""
     cell.set(xlabel=x, ylabel=y)
     if x == "epoch":
         cell.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))

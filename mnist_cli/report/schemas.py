@@ -8,30 +8,29 @@ from typing_extensions import TypedDict
 from mnist_cli.runs.documents import ClassGrade, Meta, Summary
 
 
-class Evaluation(TypedDict):
-    """What `eval` prints of a checkpoint."""
+class Graded(TypedDict):
+    """What the predictions of a split's images are worth."""
 
-    checkpoint: str
     data: str
     split: Literal["train", "val", "test"]
     n: int
     loss: float | None
     acc: float | None
     classes: list[ClassGrade]
+
+
+class Evaluation(Graded):
+    """What `eval` prints of a checkpoint."""
+
+    checkpoint: str
     calibration: NotRequired[dict[str, Any]]  # see `grade.Calibration`
     plot: NotRequired[str]  # the reliability diagram
 
 
-class Ensemble(TypedDict):
+class Ensemble(Graded):
     """What `eval --ensemble` prints: of each run, and of the mean of their probabilities."""
 
     members: list[Evaluation]
-    data: str
-    split: Literal["train", "val", "test"]
-    n: int
-    loss: float | None
-    acc: float | None
-    classes: list[ClassGrade]
 
 
 # What `predict` prints of a picture: what it is taken for, or why it cannot be read.

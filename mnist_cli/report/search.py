@@ -116,8 +116,7 @@ def _at_the_edge(best: Mapping[str, Any], config: Config) -> Iterator[str]:
         space, value = parse_space(given), best.get(key)
         if not isinstance(space, Range) or value is None:
             continue
-        low, high, at = map(math.log, (*space[:2], value)) if space.log else (*space[:2], value)
-        share = (at - low) / (high - low)
+        share = space.share(value)
         if not EDGE <= share <= 1 - EDGE:
             end = "lower" if share < EDGE else "upper"
             yield (

@@ -12,7 +12,7 @@ import numpy as np
 
 from mnist_cli.config import Config
 from mnist_cli.config.space import Range, Space, parse_space
-from mnist_cli.report.plots import _figure, _label
+from mnist_cli.report.plots import label_axes, new_figure
 from mnist_cli.report.series import BEST, TRAIN, VAL
 from mnist_cli.report.tables import axis_name, format_value
 from mnist_cli.runs.store import RunDirectory
@@ -81,20 +81,20 @@ def _history(path: Path, trials: _Trials) -> None:
     places = np.arange(1, len(trials.groups) + 1)
     pruned = np.array([group.pruned for group in trials.groups])
     values = np.array([curve[-1] for curve in trials.curves])
-    with _figure(path, trials.title) as (cell,):
+    with new_figure(path, trials.title) as (cell,):
         cell.plot(places[pruned], values[pruned], "x", color=TRAIN, label="pruned")
         cell.plot(places[~pruned], values[~pruned], "o", color=VAL, label="finished")
         best = (np.fmax if trials.sign > 0 else np.fmin).accumulate(
             np.where(pruned, np.nan, values)
         )
         cell.step(places, best, where="post", color=BEST, label="best so far")
-        _label(cell, "trial", trials.metric)
+        label_axes(cell, "trial", trials.metric)
         cell.legend()
 
 
 def _settings(path: Path, trials: _Trials) -> None:
     """What each trial came to against each setting; crosses were pruned."""
-    with _figure(path, trials.title, columns=len(trials.space)) as cells:
+    with new_figure(path, trials.title, columns=len(trials.space)) as cells:
         for cell, (key, own) in zip(cells, trials.space.items(), strict=True):
             for pruned, marker, colour in ((True, "x", TRAIN), (False, "o", VAL)):
                 points = [
@@ -108,7 +108,7 @@ def _settings(path: Path, trials: _Trials) -> None:
                 else:
                     words = [(format_value(value), figure) for value, figure in points]
                     cell.plot(*_columns(words), marker, color=colour)
-            _label(cell, axis_name(key), trials.metric)
+            label_axes(cell, axis_name(key), trials.metric)
 
 
 def _columns(points: Sequence[tuple[Any, float]]) -> tuple[list[Any], list[float]]:
@@ -119,7 +119,7 @@ def _parallel(path: Path, trials: _Trials) -> None:
     """A line for each trial through the value of each setting, the better the darker."""
     order = np.argsort([curve[-1] for curve in trials.curves])[:: trials.sign]
     colours = mpl.colormaps["Blues"](np.linspace(0.15, 1, len(order)))
-    with _figure(path, f"{trials.title}\nthe darker, the better the {trials.metric}") as (cell,):
+    with new_figure(path, f"{trials.title}\nthe darker, the better the {trials.metric}") as (cell,):
         for colour, index in zip(colours, order, strict=True):
             values = trials.groups[index].values
             heights = [_height(values[key], own) for key, own in trials.space.items()]
@@ -139,13 +139,12 @@ def _height(value: Any, space: Space) -> float:
         return float("nan")
     if not isinstance(space, Range):
         return list(space).index(value) / (len(space) - 1)
-    low, high, at = np.log([*space[:2], value]) if space.log else (*space[:2], value)
-    return float((at - low) / (high - low))
+    return space.share(value)
 
 
 def _rungs(path: Path, trials: _Trials) -> None:
     """Each trial's best so far, epoch by epoch, to where it was pruned."""
-    with _figure(path, trials.title) as (cell,):
+    with new_figure(path, trials.title) as (cell,):
         for group, curve in sorted(
             zip(trials.groups, trials.curves, strict=True), key=lambda pair: len(pair[1])
         ):
@@ -153,7 +152,7 @@ def _rungs(path: Path, trials: _Trials) -> None:
             cell.plot(range(1, len(curve) + 1), curve, color=colour, lw=1, marker=".", alpha=0.7)
             if group.pruned:
                 cell.plot([len(curve)], curve[-1:], "x", color=TRAIN)
-        _label(cell, "epoch", f"{trials.metric}, best so far")
+        label_axes(cell, "epoch", f"{trials.metric}, best so far")
 
 
 def _importance(path: Path, trials: _Trials) -> bool:
@@ -168,8 +167,9 @@ def _importance(path: Path, trials: _Trials) -> bool:
         return False
     if not found:
         return False
-    with _figure(path, f"{trials.title}\nimportance (PED-ANOVA) after epoch {epochs}") as (cell,):
+    title = f"{trials.title}\nimportance (PED-ANOVA) after epoch {epochs}"
+    with new_figure(path, title) as (cell,):
         names, shares = zip(*reversed(found.items()), strict=True)
         cell.barh([axis_name(key) for key in names], shares, color=VAL)
-        _label(cell, "importance", "")
+        label_axes(cell, "importance", "")
     return True

@@ -74,9 +74,10 @@ class Session:
         self, runs: Sequence["Run"], records: Sequence[Mapping[str, Any] | None]
     ) -> None:
         """Has TensorBoard see an epoch of some runs, if it shall."""
-        for run, record in zip(runs, records, strict=True) if self.events else ():
-            if self.events and record:
-                self.events.add(run.folder.path / "tensorboard", record)
+        if self.events:
+            for run, record in zip(runs, records, strict=True):
+                if record:
+                    self.events.add(run.folder.path / "tensorboard", record)
 
     def draw(self) -> None:
         """Draws the pictures; comes last, as by now everything else is saved and shown."""

@@ -4,7 +4,7 @@ Accuracies are fractions in every file and per cent on every screen.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from statistics import fmean, stdev
@@ -360,6 +360,24 @@ def experiment(config: Config) -> str:
 def _searched(given: str | Sequence[object]) -> str:
     """What a search may give to a setting: `log:0.0001:0.1`, `adam|sgd`."""
     return given if isinstance(given, str) else "|".join(map(format_value, given))
+
+
+def axes_line(config: Config, runs: int, origin: str, given: Container[str]) -> str:
+    """How many runs there are, and where each axis comes from: `12 runs = 4 lr (mlp) x 3 dropout`.
+
+    Args:
+        config: of the sweep.
+        runs: how many.
+        origin: the file or preset.
+        given: the axes that are from the command line.
+    """
+    together = {key: keys for keys in config.zip for key in keys}
+    names = [
+        f"{len(config.sweep[keys[0]])} "
+        + "+".join(axis_name(key) + ("" if key in given else f" ({origin})") for key in keys)
+        for keys in dict.fromkeys(together.get(key, (key,)) for key in config.sweep)
+    ]
+    return f"{runs} run{'s' * (runs != 1)} = {' x '.join(names)}"
 
 
 def plan_table(runs: Sequence[Mapping[str, Any]]) -> Table:

@@ -17,7 +17,6 @@ from mnist_cli.config import load
 from mnist_cli.data.prepared import prepare
 from mnist_cli.errors import UsageError
 from mnist_cli.models.modules import build
-from mnist_cli.report import plots
 from mnist_cli.report.eject import script
 from tests.conftest import Mnist
 
@@ -54,10 +53,8 @@ def idx_files(tmp_path_factory: pytest.TempPathFactory, real_mnist: None) -> Pat
     ],
 )
 def test_the_script_comes_to_the_figures_of_the_run(
-    mnist: Mnist, idx_files: Path, tmp_path: Path, config: str, settings: str,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
-    monkeypatch.setattr(plots, "draw", lambda _: [])
+    mnist: Mnist, idx_files: Path, tmp_path: Path, config: str, settings: str
+) -> None:
     words = re.findall(r"\S+=(?:{[^}]*}|\S+)", settings)
     folder = tmp_path / "runs"
     where = ("--runs-dir", str(folder))

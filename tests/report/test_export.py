@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from mnist_cli import api
-from mnist_cli.report import plots
 from mnist_cli.runs import export_model
 from tests.conftest import Mnist
 
@@ -20,7 +19,6 @@ SMALL = ("data={name: synthetic, size: 140}", "--epochs", "1")
 @pytest.fixture(autouse=True)
 def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(plots, "draw", lambda _: [])
 
 
 def test_a_table_has_every_epoch_and_the_settings_in_which_runs_differ(mnist: Mnist) -> None:
